@@ -1,0 +1,1 @@
+"""What every process stands on: configuration, logs, metrics, an admin port, a clean end."""
