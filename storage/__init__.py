@@ -1,0 +1,1 @@
+"""Storage: the PostgreSQL schema, the write transaction, reads, partitions and migrations."""

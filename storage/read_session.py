@@ -1,0 +1,127 @@
+"""One read: a read-only snapshot of one tenant with a deadline that ends the statement in the database too."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import AsyncCursor, IsolationLevel, sql
+
+from storage.database import Connection, Pool
+from storage.errors import QueryCanceled, translated
+from storage.read_tenants import TenantDirectory
+from storage.read_wire import MicrosLoader
+from storage.statements import statements
+
+# How long a read waits for a connection. Less than its time: a database that is down must show as that, not as a
+# query that was too slow.
+_WAIT_SHARE = 0.8
+_LONGEST_WAIT_S = 5.0
+
+# A statement that is to end is asked so often, and for so long, before its connection is closed instead.
+_CANCEL_AGAIN_S = 0.05
+_LONGEST_CANCEL_S = 5.0
+
+
+class ReadSession:
+    """A transaction that is under way; every statement in it sees the same snapshot."""
+
+    def __init__(self, connection: Connection, tenant_id: int, as_of_us: int) -> None:
+        self._connection = connection
+        self.tenant_id = tenant_id
+        # The answer includes everything committed before this time on the server's clock.
+        self.as_of_us = as_of_us
+
+    async def run(self, name: str, parameters: Mapping[str, Any] | None = None) -> AsyncCursor[tuple[Any, ...]]:
+        """Run a statement of reads.sql; `tenant` is filled in. Timestamps come as microseconds."""
+        return await self.run_text(statements("reads.sql")[name], parameters)
+
+    async def run_text(
+        self, statement: LiteralString | sql.Composed, parameters: Mapping[str, Any] | None = None
+    ) -> AsyncCursor[tuple[Any, ...]]:
+        """As `run`, for a statement composed from parts."""
+        cursor = _cursor(self._connection)
+        execution = asyncio.ensure_future(cursor.execute(statement, {"tenant": self.tenant_id, **(parameters or {})}))
+        try:
+            await asyncio.shield(execution)
+        except asyncio.CancelledError:
+            await _until_done(asyncio.ensure_future(self._end(execution)))
+            raise
+        return cursor
+
+    async def _end(self, execution: asyncio.Future[Any]) -> None:
+        """End a statement in the database; returns when it is over, or its connection is closed.
+
+        Asks again and again: the server ignores a cancel request that arrives between two messages, such as after
+        the preparation of a statement and before its execution. The driver's own way asks once, then closes the
+        connection, and the statement would run on to its timeout.
+        """
+        gives_up = monotonic() + _LONGEST_CANCEL_S
+        while not execution.done() and monotonic() < gives_up:
+            # Whatever is wrong with one request, the next one, or the end of the connection, settles it.
+            with suppress(psycopg.Error):
+                await self._connection.cancel_safe(timeout=1.0)
+            await asyncio.wait({execution}, timeout=_CANCEL_AGAIN_S)
+        execution.cancel()
+        await asyncio.wait({execution})
+        if not execution.cancelled():
+            # Looked at, so that it is not reported as forgotten: that it was cancelled is no news.
+            execution.exception()
+
+
+@asynccontextmanager
+async def read_session(
+    pool: Pool, tenants: TenantDirectory, tenant: str, timeout_s: float
+) -> AsyncIterator[ReadSession]:
+    """A read-only, repeatable-read transaction on a connection of `pool`, for the tenant of that name.
+
+    The time covers everything, the wait for a connection included. When it is over, or the caller is cancelled, the
+    running statement is cancelled in the database, and has ended there before the connection goes back.
+
+    Raises:
+        QueryCanceled: `timeout_s` seconds have passed.
+        StorageBusy: no connection became free well before that, or the database is down.
+        StorageError: what else went wrong in the database.
+    """
+    ends = monotonic() + timeout_s
+    try:
+        async with asyncio.timeout(timeout_s):
+            with translated():
+                wait_s = min(_LONGEST_WAIT_S, timeout_s * _WAIT_SHARE)
+                tenant_id = await tenants.find(tenant, wait_s)
+                async with pool.connection(timeout=wait_s) as connection:
+                    if connection.read_only is not True:
+                        # Kept for the life of the connection: the pool serves nothing but reads.
+                        await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+                        await connection.set_read_only(True)
+                    yield await _enter(connection, tenant_id, ends - monotonic())
+    except TimeoutError as error:
+        raise QueryCanceled(f"the read took longer than the {timeout_s:.3f} s it had") from error
+
+
+async def _enter(connection: Connection, tenant_id: int, left_s: float) -> ReadSession:
+    # 0 would mean no limit at all.
+    timeout_ms = max(1, int(left_s * 1000))
+    cursor = _cursor(connection)
+    await cursor.execute(
+        statements("reads.sql")["enter_tenant"], {"tenant": str(tenant_id), "timeout_ms": str(timeout_ms)}
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return ReadSession(connection, tenant_id, row[0])
+
+
+async def _until_done(ending: asyncio.Future[None]) -> None:
+    """Wait for a clean-up that must not be left half done, however often its caller is cancelled meanwhile."""
+    while not ending.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(ending)
+    ending.result()
+
+
+def _cursor(connection: Connection) -> AsyncCursor[tuple[Any, ...]]:
+    cursor = connection.cursor(binary=True)
+    cursor.adapters.register_loader("timestamptz", MicrosLoader)
+    return cursor

@@ -1,0 +1,121 @@
+-- What services ask for. Every statement runs on a query connection (search_path = tenant_data, public), in a
+-- read-only repeatable-read transaction that begins with enter_tenant.
+--
+-- The views of tenant_data already show one tenant; each statement names the tenant all the same, because only a
+-- constant lets the planner leave out the partitions of other customers.
+
+-- name: enter_tenant
+-- Names the tenant whose rows the views show, bounds every statement in the database itself (should the caller die,
+-- nobody else would cancel it), and says as of when the answer is: now() is the start of the transaction and so lies
+-- before its snapshot. No JIT, no workers: compiling or forking costs more than any of these reads takes.
+SELECT now(),
+       set_config('atlasco.tenant_id', %(tenant)s::text, true),
+       set_config('statement_timeout', %(timeout_ms)s::text, true),
+       set_config('jit', 'off', true),
+       set_config('max_parallel_workers_per_gather', '0', true)
+
+-- name: begin_series
+-- The oldest time shown: readings before it are past the tenant's retention, whether or not their partition is gone.
+-- And, for the statements that follow: plans for the very range (a generic one holds every partition of the tenant),
+-- which read in key order and stop at the page's end. A plan that collects the range first and sorts it looks as
+-- cheap to a planner that misjudges the range, and costs the whole range for every page.
+SELECT now() - retention,
+       set_config('plan_cache_mode', 'force_custom_plan', true),
+       set_config('enable_sort', 'off', true),
+       set_config('enable_hashagg', 'off', true),
+       set_config('enable_bitmapscan', 'off', true),
+       set_config('enable_seqscan', 'off', true)
+  FROM tenants
+ WHERE tenant_id = %(tenant)s
+
+-- name: find_entities
+SELECT external_id, entity_id
+  FROM entities
+ WHERE tenant_id = %(tenant)s AND external_id = ANY (%(names)s::text[])
+
+-- name: find_attributes
+SELECT name, attribute_id, type::text, keeps_latest
+  FROM attributes
+ WHERE tenant_id = %(tenant)s AND name = ANY (%(names)s::text[])
+
+-- name: latest_of_all_attributes
+-- An attribute that opted out of latest values may have a row from before: it is no longer kept up to date.
+SELECT l.entity_id, a.name, l.ts, l.double_value, l.bigint_value, l.boolean_value, l.text_value
+  FROM latest_values l
+  JOIN attributes a ON a.tenant_id = %(tenant)s AND a.attribute_id = l.attribute_id
+ WHERE l.tenant_id = %(tenant)s
+   AND l.entity_id = ANY (%(entities)s)
+   AND l.ts >= (SELECT now() - t.retention FROM tenants t WHERE t.tenant_id = %(tenant)s)
+   AND a.keeps_latest
+ LIMIT %(limit)s
+
+-- name: latest_of_attributes
+SELECT l.entity_id, a.name, l.ts, l.double_value, l.bigint_value, l.boolean_value, l.text_value
+  FROM latest_values l
+  JOIN attributes a ON a.tenant_id = %(tenant)s AND a.attribute_id = l.attribute_id
+ WHERE l.tenant_id = %(tenant)s
+   AND l.entity_id = ANY (%(entities)s)
+   AND l.attribute_id = ANY (%(attributes)s)
+   AND l.ts >= (SELECT now() - t.retention FROM tenants t WHERE t.tenant_id = %(tenant)s)
+ LIMIT %(limit)s
+
+-- name: series_branch
+-- A part of a page: the next readings of one value type in key order. One branch per type that the request names;
+-- the limit in each branch keeps it from sorting or collecting more than a page. The arrays come from sub-selects
+-- because the planner weighs a constant array element by element, for every partition.
+(SELECT entity_id, attribute_id, ts, {values}, revision
+   FROM {table}
+  WHERE tenant_id = %(tenant)s
+    AND entity_id = ANY ((SELECT %(entities)s)::bigint[])
+    AND attribute_id = ANY ((SELECT {attributes})::integer[])
+    AND ts >= %(start)s AND ts < %(end)s
+  ORDER BY entity_id {direction}, attribute_id {direction}, ts {direction}
+  LIMIT %(limit)s)
+
+-- name: series_merged
+SELECT * FROM ({branches}) b ORDER BY entity_id {direction}, attribute_id {direction}, ts {direction} LIMIT %(limit)s
+
+-- name: series_within_bytes
+-- Texts can be long: ends the page with the text that passes the byte budget.
+SELECT *
+  FROM (SELECT m.*,
+               sum(octet_length(text_value)) OVER (
+                   ORDER BY entity_id {direction}, attribute_id {direction}, ts {direction}
+                   ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+               ) AS bytes_before
+          FROM ({merged}) m) w
+ WHERE coalesce(bytes_before, 0) < %(bytes)s
+
+-- name: series_page
+-- One row per series. Arrays, because decoding 50,000 rows value by value costs ten times as much as the read. The
+-- rows come sorted and array_agg keeps the order of its input.
+SELECT entity_id, attribute_id, array_agg(ts), array_agg(coalesce(revision, 0)), {arrays}
+  FROM ({rows}) p
+ GROUP BY entity_id, attribute_id
+ ORDER BY entity_id {direction}, attribute_id {direction}
+
+-- name: plan_for_constants
+-- For list_entities: a condition that was not asked for then leaves no trace in the plan.
+SELECT set_config('plan_cache_mode', 'force_custom_plan', true)
+
+-- name: list_entities
+SELECT external_id, entity_type, labels, created_at
+  FROM entities
+ WHERE tenant_id = %(tenant)s
+   AND external_id > %(after)s::text
+   AND (%(only)s::text IS NULL OR external_id = %(only)s::text)
+   AND (%(type)s::text = '' OR entity_type = %(type)s::text)
+   AND (%(labels)s::jsonb = '{}' OR labels @> %(labels)s::jsonb)
+ ORDER BY external_id
+ LIMIT %(limit)s
+
+-- name: list_attributes
+SELECT name, type::text, unit, keeps_latest, created_at
+  FROM attributes
+ WHERE tenant_id = %(tenant)s AND name > %(after)s::text
+ ORDER BY name
+ LIMIT %(limit)s
+
+-- name: find_tenant
+-- On a connection that may see the registry of tenants: the query role sees a tenant only once it has its id.
+SELECT tenant_id FROM public.tenants WHERE name = %(name)s

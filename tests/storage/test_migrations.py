@@ -1,0 +1,282 @@
+"""Migrations: equal to schema.sql, in order, once, by one migrator at a time."""
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from embedded.binaries import bin_dir, clean_environment
+from embedded.postgres import EmbeddedPostgres
+from storage.errors import StorageDefect, StorageUnavailable, TransactionConflict
+from storage.migrations import (
+    GROUPS,
+    Migration,
+    RoleMissing,
+    SchemaMismatch,
+    SchemaTooNew,
+    grant_logins,
+    known_migrations,
+    migrate,
+    plan,
+    schema_state,
+)
+from tests.storage.conftest import QUERY_LOGIN, Database, NewDatabase
+
+SCHEMA = Path(str(resources.files("storage").joinpath("sql", "schema.sql")))
+
+# Everything the catalogs say about our schemas, one query per kind of object.
+CATALOG = {
+    "schemas": "SELECT nspname, nspacl::text FROM pg_namespace WHERE nspname = ANY (%(schemas)s)",
+    "relations": """
+        SELECT n.nspname, c.relname, c.relkind, c.relpersistence, c.reloptions::text, c.relacl::text, c.relispartition,
+               c.relrowsecurity, c.relreplident, pg_get_userbyid(c.relowner), a.amname,
+               pg_get_expr(c.relpartbound, c.oid), pg_get_partkeydef(c.oid), i.inhparent::regclass::text,
+               obj_description(c.oid, 'pg_class')
+          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+          LEFT JOIN pg_inherits i ON i.inhrelid = c.oid LEFT JOIN pg_am a ON a.oid = c.relam
+         WHERE n.nspname = ANY (%(schemas)s)""",
+    "columns": """
+        SELECT a.attrelid::regclass::text, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+               a.attstorage, a.attcompression, a.attstattarget, a.attoptions::text, a.attidentity, a.attgenerated,
+               a.attacl::text, a.attinhcount, a.attislocal, co.collname, pg_get_expr(d.adbin, d.adrelid),
+               col_description(a.attrelid, a.attnum)
+          FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+          LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+          LEFT JOIN pg_collation co ON co.oid = a.attcollation
+         WHERE n.nspname = ANY (%(schemas)s) AND a.attnum > 0""",
+    "constraints": """
+        SELECT co.conrelid::regclass::text, co.conname, co.contype, pg_get_constraintdef(co.oid), co.convalidated,
+               co.coninhcount, co.conislocal, co.connoinherit, obj_description(co.oid, 'pg_constraint')
+          FROM pg_constraint co JOIN pg_namespace n ON n.oid = co.connamespace WHERE n.nspname = ANY (%(schemas)s)""",
+    "indexes": """
+        SELECT i.indrelid::regclass::text, pg_get_indexdef(i.indexrelid), i.indisvalid, i.indisprimary
+          FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE n.nspname = ANY (%(schemas)s)""",
+    "functions": """
+        SELECT pg_get_functiondef(p.oid), p.proacl::text, pg_get_userbyid(p.proowner), obj_description(p.oid, 'pg_proc')
+          FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = ANY (%(schemas)s)""",
+    "views": """
+        SELECT c.oid::regclass::text, pg_get_viewdef(c.oid)
+          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE n.nspname = ANY (%(schemas)s) AND c.relkind IN ('v', 'm')""",
+    "types": """
+        SELECT t.typname, t.typtype, t.typacl::text, e.enumlabel, e.enumsortorder
+          FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace LEFT JOIN pg_enum e ON e.enumtypid = t.oid
+         WHERE n.nspname = ANY (%(schemas)s) AND t.typtype IN ('e', 'd', 'c')""",
+    "sequences": """
+        SELECT s.seqrelid::regclass::text, s.seqtypid::regtype::text, s.seqstart, s.seqincrement, s.seqmax, s.seqmin,
+               s.seqcache, s.seqcycle FROM pg_sequence s""",
+    "triggers": "SELECT tgrelid::regclass::text, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal",
+    "policies": "SELECT polname, polrelid::regclass::text FROM pg_policy",
+    "extensions": "SELECT extname FROM pg_extension",
+    "default privileges": "SELECT defaclrole::regrole::text, defaclobjtype, defaclacl::text FROM pg_default_acl",
+    "statistics": "SELECT pg_get_statisticsobjdef(oid) FROM pg_statistic_ext",
+    "settings": "SELECT * FROM settings",
+    "versions": "SELECT version, name FROM schema_migrations",
+}
+
+
+def catalog(dsn: str) -> dict[str, list[str]]:
+    with psycopg.connect(dsn) as connection:
+        rows = connection.execute(
+            "SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%' AND nspname <> 'information_schema'"
+        ).fetchall()
+        schemas = {"schemas": [name for (name,) in rows]}
+        return {kind: sorted(map(str, connection.execute(query, schemas))) for kind, query in CATALOG.items()}
+
+
+def run_tool(name: str, database: Database, *arguments: str) -> str:
+    """A client program of the server, its connection given by the environment as an operator's would be."""
+    where = {
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(database.postgres.port),
+        "PGUSER": "postgres",
+        "PGPASSWORD": database.postgres.password,
+        "PGDATABASE": database.name,
+    }
+    done = subprocess.run(
+        [str(bin_dir() / name), *arguments],
+        env=clean_environment(where),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ERROR" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def dump(database: Database) -> list[str]:
+    # \restrict and \unrestrict carry a random key; the data's times of creation differ.
+    text = run_tool("pg_dump", database, "--schema-only")
+    return [line for line in text.splitlines() if "restrict " not in line]
+
+
+@pytest.fixture
+async def migrated(empty_database: Database) -> Database:
+    await migrate(empty_database())
+    return empty_database
+
+
+@pytest.fixture
+def by_psql(new_database: NewDatabase) -> Iterator[Database]:
+    with new_database("template0") as made:
+        # As a newcomer would: no flags but the file.
+        run_tool("psql", made, "--no-psqlrc", "-f", str(SCHEMA))
+        yield made
+
+
+def test_the_program_and_psql_make_the_same_database(migrated: Database, by_psql: Database) -> None:
+    ours, theirs = catalog(migrated()), catalog(by_psql())
+    assert len(ours["relations"]) > 80, "the comparison must see the schema"
+    for kind in CATALOG:
+        assert ours[kind] == theirs[kind], kind
+    assert dump(migrated) == dump(by_psql)
+
+
+def test_partitions_made_later_are_the_same_too(migrated: Database, by_psql: Database) -> None:
+    for database in (migrated, by_psql):
+        with psycopg.connect(database()) as connection:
+            connection.execute("SELECT register_tenant('acme'), register_tenant('large', true)")
+            connection.execute(
+                "SELECT ensure_history(tenant_id, now() - interval '1 day', now()), ensure_outbox(now(), now())"
+                "  FROM tenants"
+            )
+    assert dump(migrated) == dump(by_psql)
+
+
+@pytest.mark.parametrize("autocommit", [True, False], ids=["autocommit", "in-a-transaction"])
+def test_the_schema_loads_by_psycopg(empty_database: Database, by_psql: Database, autocommit: bool) -> None:
+    with psycopg.connect(empty_database(), autocommit=autocommit) as connection:
+        connection.execute(SCHEMA.read_bytes())
+    assert catalog(empty_database()) == catalog(by_psql())
+
+
+def test_loading_the_schema_twice_changes_nothing(by_psql: Database) -> None:
+    before = catalog(by_psql())
+    with psycopg.connect(by_psql(), autocommit=True) as connection, pytest.raises(psycopg.errors.DuplicateTable):
+        connection.execute(SCHEMA.read_bytes())
+    assert catalog(by_psql()) == before
+
+
+async def test_a_database_made_by_hand_has_nothing_pending(by_psql: Database) -> None:
+    assert (await schema_state(by_psql())).pending == ()
+    assert await migrate(by_psql()) == ()
+
+
+@pytest.mark.usefixtures("template")  # makes the group roles: that would need CREATEROLE
+async def test_an_owner_who_is_no_superuser_can_migrate(postgres: EmbeddedPostgres, new_database: NewDatabase) -> None:
+    postgres.ensure_login("plain_owner")
+    with new_database("template0") as made:
+        with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+            connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO plain_owner").format(sql.Identifier(made.name)))
+        assert await migrate(made(user="plain_owner"))
+        with psycopg.connect(made(user="plain_owner")) as connection:
+            connection.execute("SELECT ensure_history(register_tenant('acme'), now(), now() + interval '1 day')")
+
+
+async def test_applied_once_in_order_with_its_row(empty_database: Database) -> None:
+    said: list[str] = []
+    known = (
+        *known_migrations(),
+        Migration(len(known_migrations()) + 1, "more", "CREATE TABLE more (a int); INSERT INTO more VALUES (1)"),
+    )
+    assert len((await schema_state(empty_database())).pending) == len(known) - 1
+    assert await migrate(empty_database(), known=known, progress=said.append) == known
+    assert said == [f"applying {migration}" for migration in known]
+    assert await migrate(empty_database(), known=known) == ()
+    state = await schema_state(empty_database(), known=known)
+    assert (state.applied, state.pending) == (known, ())
+
+
+async def test_of_many_migrators_one_works(empty_database: Database) -> None:
+    results = await asyncio.gather(*(migrate(empty_database()) for _ in range(6)))
+    assert sorted(map(len, results)) == [0] * 5 + [len(known_migrations())]
+
+
+async def test_a_migration_that_fails_leaves_no_trace_and_those_before_it_stay(empty_database: Database) -> None:
+    base = known_migrations()
+    number = len(base) + 1
+    bad = Migration(number, "bad", "CREATE TABLE trace (a int); SELECT 1 / 0")
+    with pytest.raises(Exception, match="division by zero"):
+        await migrate(empty_database(), known=(*base, bad))
+    with psycopg.connect(empty_database()) as connection:
+        assert connection.execute("SELECT to_regclass('trace')").fetchone() == (None,)
+    assert (await schema_state(empty_database(), known=(*base, bad))).pending == (bad,)
+    good = Migration(number, "bad", "CREATE TABLE trace (a int)")
+    assert await migrate(empty_database(), known=(*base, good)) == (good,)
+
+
+async def test_a_lock_is_not_waited_for_for_ever(database: Database) -> None:
+    base = known_migrations()
+    wants = Migration(len(base) + 1, "wants", "ALTER TABLE tenants ADD COLUMN colour text")
+    with psycopg.connect(database()) as connection:
+        connection.execute("SELECT FROM tenants")
+        with pytest.raises(TransactionConflict):
+            await migrate(database(), known=(*base, wants), lock_timeout_s=0.05)
+    assert await migrate(database(), known=(*base, wants)) == (wants,)
+
+
+async def test_a_newer_database_is_refused(migrated: Database) -> None:
+    with psycopg.connect(migrated()) as connection:
+        connection.execute("INSERT INTO schema_migrations (version, name) VALUES (9999, 'future')")
+    for work in (migrate, schema_state):
+        with pytest.raises(SchemaTooNew, match="9999"):
+            await work(migrated())
+
+
+KNOWN = tuple(Migration(number, f"m{number}", "SELECT 1") for number in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "pending"),
+    [
+        pytest.param([], 3, id="fresh"),
+        pytest.param([(1, "m1")], 2, id="behind"),
+        pytest.param([(1, "m1"), (2, "m2"), (3, "m3")], 0, id="current"),
+    ],
+)
+def test_plan(recorded: list[tuple[int, str]], pending: int) -> None:
+    state = plan(recorded, KNOWN)
+    assert state.applied + state.pending == KNOWN
+    assert len(state.pending) == pending
+
+
+@pytest.mark.parametrize(
+    ("recorded", "error"),
+    [
+        pytest.param([(1, "m1"), (4, "m4")], SchemaTooNew, id="newer"),
+        pytest.param([(1, "other")], SchemaMismatch, id="another-name"),
+        pytest.param([(1, "m1"), (3, "m3")], SchemaMismatch, id="a-gap"),
+    ],
+)
+def test_plan_refuses(recorded: list[tuple[int, str]], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        plan(recorded, KNOWN)
+
+
+async def test_the_query_role_may_look(database: Database) -> None:
+    assert (await schema_state(database(user=QUERY_LOGIN))).pending == ()
+    with pytest.raises(StorageDefect):
+        await migrate(database(user=QUERY_LOGIN), known=(*known_migrations(), Migration(99, "x", "CREATE TABLE x ()")))
+
+
+async def test_logins_are_granted_once(database: Database) -> None:
+    database.postgres.ensure_login("new_gateway")
+    wanted = {group: ["new_gateway"] for group in GROUPS}
+    first = await grant_logins(database(), wanted)
+    assert [line.split()[-1] for line in first] == list(GROUPS.values())
+    assert await grant_logins(database(), wanted) == ()
+    with pytest.raises(RoleMissing, match="nobody"):
+        await grant_logins(database(), {"query": ["nobody"]})
+
+
+async def test_no_server_is_unavailable() -> None:
+    with pytest.raises(StorageUnavailable):
+        await migrate("host=127.0.0.1 port=1 dbname=x user=x")
