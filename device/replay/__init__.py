@@ -1,0 +1,1 @@
+"""Streams a text file of measurements as the devices in it would have."""

@@ -1,0 +1,58 @@
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+
+from device.client import DeviceClient
+from device.connection import DevelopmentIdentity
+from device.settings import ClientSettings
+from tests.device.reference_server import ReferenceServer
+
+QUICK = ClientSettings(
+    backoff_base_s=0.01, backoff_cap_s=0.05, welcome_timeout_s=5, ack_timeout_s=5, close_deadline_s=5
+)
+
+ClientFactory = Callable[..., DeviceClient]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ReferenceServer]:
+    """The server that contract tests run against.
+
+    They use only `target`, `readings(device_id)` and `interrupt()`; a suite for another implementation overrides
+    this fixture with an object that offers the same.
+    """
+    async with ReferenceServer() as running:
+        yield running
+
+
+@pytest.fixture
+def connect(server: ReferenceServer) -> ClientFactory:
+    """Makes a client of `server` that reconnects within milliseconds."""
+
+    def make(device_id: str = "device-1", **arguments: object) -> DeviceClient:
+        changes = arguments.pop("settings", {})
+        return DeviceClient(
+            server.target,
+            device_id=device_id,
+            identity=DevelopmentIdentity(tenant="acme", device=device_id),
+            settings=replace(QUICK, **changes),
+            rng=random.Random(7),
+            **arguments,
+        )
+
+    return make
+
+
+@pytest.fixture
+def until() -> Callable[..., Awaitable[None]]:
+    """Waits for a condition, with a deadline."""
+    import asyncio
+
+    async def wait(condition: Callable[[], object], deadline_s: float = 5.0) -> None:
+        async with asyncio.timeout(deadline_s):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
+    return wait
