@@ -1,0 +1,1 @@
+"""The gateway: device streams in, acks out, queries answered."""

@@ -1,0 +1,92 @@
+"""Page tokens: where the next page begins, bound to the request that made them.
+
+A token is a digest and a position, in URL-safe base64. The digest covers the position, the tenant, the method and
+every argument but the page's size and the token itself: with another request, or changed in any bit, it does not fit.
+
+Not a boundary of trust: whatever a token says, the request's own tenant and arguments decide what is read. The key
+only keeps clients from building tokens of their own; all gateways of a deployment need the same one.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import struct
+from typing import Final, TypeAlias
+
+from google.protobuf.message import Message
+
+from gateway.status import Reason, Refusal, field_invalid
+from storage.read_model import Position
+
+PagedRequest: TypeAlias = Message
+
+_DIGEST_BYTES: Final = 16
+_POSITION: Final = struct.Struct(">HHq")
+_MAX_TOKEN: Final = 1024
+
+
+class PageTokens:
+    """Makes and reads page tokens; `key` is any byte string, the same on every gateway."""
+
+    def __init__(self, key: bytes = b"") -> None:
+        # A key longer than a block would be refused by blake2; hashed, any length will do.
+        self._key = hashlib.blake2b(key, digest_size=32).digest()
+
+    def seal(self, position: bytes, tenant: str, request: PagedRequest) -> str:
+        """A token that leads `request` of `tenant` on from `position`."""
+        return base64.urlsafe_b64encode(self._digest(position, tenant, request) + position).rstrip(b"=").decode()
+
+    def open(self, tenant: str, request: PagedRequest) -> bytes | None:
+        """The position in the request's own token; None when it has none and starts at the beginning.
+
+        Raises:
+            Refusal: PAGE_TOKEN_INVALID: damaged, or made for other arguments or another caller.
+        """
+        token: str = request.page_token  # type: ignore[attr-defined]
+        if not token:
+            return None
+        if len(token) > _MAX_TOKEN or not token.isascii():
+            raise token_invalid()
+        try:
+            raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        except binascii.Error:
+            raise token_invalid() from None
+        digest, position = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
+        # Encoded again, because base64 ignores the spare bits of the last character.
+        if not hmac.compare_digest(digest, self._digest(position, tenant, request)) or token != self.seal(
+            position, tenant, request
+        ):
+            raise token_invalid()
+        return position
+
+    def _digest(self, position: bytes, tenant: str, request: PagedRequest) -> bytes:
+        bare = type(request)()
+        bare.CopyFrom(request)
+        bare.ClearField("page_token")
+        bare.ClearField("page_size")
+        # Deterministic: a map's entries would otherwise come in any order.
+        arguments = bare.SerializeToString(deterministic=True)
+        parts = (bare.DESCRIPTOR.full_name.encode(), tenant.encode(), arguments, position)
+        digest = hashlib.blake2b(key=self._key, digest_size=_DIGEST_BYTES)
+        for part in parts:
+            # With its length, so that no two splits of the same bytes are the same.
+            digest.update(len(part).to_bytes(8, "big") + part)
+        return digest.digest()
+
+
+def token_invalid() -> Refusal:
+    """The refusal of a token that does not fit its request."""
+    return field_invalid(
+        "page_token", "is not one that this request returned; start again without it", Reason.PAGE_TOKEN_INVALID
+    )
+
+
+def pack_position(position: Position) -> bytes:
+    """A position in a series as bytes."""
+    return _POSITION.pack(position.entity, position.attribute, position.time_us)
+
+
+def unpack_position(data: bytes) -> Position:
+    """The inverse of `pack_position`, for bytes that a digest vouches for."""
+    return Position(*_POSITION.unpack(data))

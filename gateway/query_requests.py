@@ -1,0 +1,128 @@
+"""What a query may ask: requests checked field by field, before any I/O.
+
+Every function raises `Refusal` with the reasons that query.proto lists.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from atlasco.telemetry.v1 import query_pb2
+
+from gateway.auth import Identity, IdentityKind, name_problem
+from gateway.status import Reason, Refusal, device_mismatch, field_invalid
+from storage.read_model import SeriesQuestion
+
+MAX_ENTITIES: Final = 1_000
+MAX_SERIES_ATTRIBUTES: Final = 1_000
+# The default quota of a tenant: whoever names more names some twice.
+MAX_LATEST_ATTRIBUTES: Final = 10_000
+MAX_LABELS: Final = 64
+MAX_LABEL_BYTES: Final = 1_024
+
+SERIES_PAGE: Final = (1_000, 50_000)
+"""Default and most readings per page."""
+
+LIST_PAGE: Final = (100, 1_000)
+"""Default and most devices or attributes per page."""
+
+
+def page_size(asked: int, bounds: tuple[int, int]) -> int:
+    """The size of a page, by AIP-158: 0 is the default, more than the most is the most."""
+    if asked < 0:
+        raise field_invalid("page_size", "must not be negative")
+    default, most = bounds
+    return min(asked or default, most)
+
+
+def entity_names(identity: Identity, names: Sequence[str], field: str = "entities") -> Sequence[str]:
+    """1 to 1,000 distinct names of devices that the caller may read."""
+    _check_names(names, field, most=MAX_ENTITIES)
+    if not names:
+        raise field_invalid(field, "must name at least one device")
+    for name in names:
+        if not identity.may_name(name):
+            raise device_mismatch(name)
+    return names
+
+
+def one_entity(identity: Identity, name: str) -> str:
+    """The name of one device that the caller may read."""
+    problem = name_problem(name)
+    if problem is not None:
+        raise field_invalid("entity", problem)
+    if not identity.may_name(name):
+        raise device_mismatch(name)
+    return name
+
+
+def latest_attributes(names: Sequence[str]) -> Sequence[str]:
+    """Distinct attribute names; none stands for all."""
+    _check_names(names, "attributes", most=MAX_LATEST_ATTRIBUTES)
+    return names
+
+
+def series_question(identity: Identity, request: query_pb2.ReadSeriesRequest) -> SeriesQuestion:
+    """The series asked for."""
+    entities = entity_names(identity, request.entities)
+    _check_names(request.attributes, "attributes", most=MAX_SERIES_ATTRIBUTES)
+    if not request.attributes:
+        raise field_invalid("attributes", "must name at least one attribute")
+    start_us, end_us = request.start_time_us, request.end_time_us
+    for field, time_us in (("start_time_us", start_us), ("end_time_us", end_us)):
+        if time_us == 0:
+            raise field_invalid(field, "is needed; 0 is not a time of a reading", Reason.RANGE_UNBOUNDED)
+        if time_us < 0:
+            raise field_invalid(field, "must not be negative")
+    if start_us >= end_us:
+        raise Refusal(Reason.RANGE_INVERTED, f"start_time_us {start_us} must be before end_time_us {end_us}")
+    return SeriesQuestion(list(entities), list(request.attributes), start_us, end_us, request.descending)
+
+
+def entity_type(text: str) -> str:
+    """A device type to match; empty matches any."""
+    if text:
+        _check_text(text, "entity_type")
+    return text
+
+
+def labels(asked: Mapping[str, str]) -> dict[str, str]:
+    """Labels to match."""
+    if len(asked) > MAX_LABELS:
+        raise field_invalid("labels", f"has {len(asked)} entries, more than {MAX_LABELS}")
+    for key, value in asked.items():
+        if not key:
+            raise field_invalid("labels", "has an empty key")
+        _check_text(key, "labels")
+        _check_text(value, "labels")
+    return dict(asked)
+
+
+def visible_entity(identity: Identity) -> str | None:
+    """The only device that the caller may see in a list; None: all of its tenant."""
+    return identity.name if identity.kind is IdentityKind.DEVICE else None
+
+
+def _check_names(names: Sequence[str], field: str, *, most: int) -> None:
+    if len(names) > most:
+        raise field_invalid(field, f"has {len(names)} names, more than {most}")
+    for place, problem in _problems(names):
+        raise field_invalid(f"{field}[{place}]", problem)
+
+
+def _problems(names: Sequence[str]) -> Iterable[tuple[int, str]]:
+    seen: set[str] = set()
+    for place, name in enumerate(names):
+        problem = name_problem(name)
+        if problem is not None:
+            yield place, problem
+        if name in seen:
+            yield place, f"is {name!r} a second time"
+        seen.add(name)
+
+
+def _check_text(text: str, field: str) -> None:
+    # The database takes no NUL; it would show as an error of ours.
+    if "\0" in text:
+        raise field_invalid(field, "holds a NUL character")
+    if len(text.encode()) > MAX_LABEL_BYTES:
+        raise field_invalid(field, f"is longer than {MAX_LABEL_BYTES} bytes")
