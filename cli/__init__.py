@@ -1,0 +1,1 @@
+"""The `atlasco` command line."""

@@ -1,0 +1,63 @@
+"""The `atlasco` console script: one command, one subcommand per job.
+
+Each subcommand lives in a module of this package that offers `add_parser(subparsers)`; the parser it adds sets
+`run`, a function from the parsed arguments to an exit code.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = (
+    "demo",
+    "serve",
+    "migrate",
+    "maintain",
+    "tenant",
+    "simulate",
+    "replay",
+    "query",
+    "pki",
+)
+
+EPILOG = """\
+exit codes:
+  0  done
+  1  the work failed; the last line on standard error says why
+  2  the arguments or the configuration are wrong; the message names the flag or the variable
+  3  a database, broker or gateway could not be reached
+  130  interrupted
+
+start here:
+  make demo                                   everything on this machine, with simulated devices
+  atlasco serve --help                        a gateway on your own database
+  atlasco replay data.csv --device-column id  your own file, as devices would send it
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line, every subcommand included."""
+    parser = argparse.ArgumentParser(
+        prog="atlasco",
+        description="AtlasCo Telemetry Platform: device streams into typed, partitioned PostgreSQL, exactly once.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"cli.{name}").add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
