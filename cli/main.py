@@ -36,8 +36,8 @@ start here:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line, every subcommand included."""
+def build_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of the command line, with these subcommands."""
     parser = argparse.ArgumentParser(
         prog="atlasco",
         description="AtlasCo Telemetry Platform: device streams into typed, partitioned PostgreSQL, exactly once.",
@@ -45,14 +45,17 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in COMMANDS:
+    for name in commands:
         importlib.import_module(f"cli.{name}").add_parser(subparsers)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    # A command imports what it needs and nothing else: some of it takes a second to load.
+    named = [word for word in words[:1] if word in COMMANDS]
+    arguments = build_parser(named or COMMANDS).parse_args(words)
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:

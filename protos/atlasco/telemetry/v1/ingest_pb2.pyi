@@ -10,7 +10,7 @@ THE STREAM IN TEN RULES
  1. The first message is Hello, within Limits of time (10 s by default). The server answers Welcome.
  2. Data travels in DataMessage, numbered 1, 2, 3, … without gaps within a session. A session is a
     16-byte random id that lives exactly as long as the client's buffer of unacked messages: persist
-    both or neither. A new buffer (a factory-fresh device, a lost flash, a replay run) is a new session.
+    both or neither, and the alias definitions with them, for the messages name attributes by alias. A new buffer (a factory-fresh device, a lost flash, a replay run) is a new session.
  3. The server acks cumulatively: Ack.committed_sequence = N says that every message up to N is durable,
     save the readings named in Ack.rejections, which will never be stored. Only then may the client
     forget those messages.
@@ -19,8 +19,8 @@ THE STREAM IN TEN RULES
     with the same sequence numbers and the same content.
  5. Sending a reading again with the same value changes nothing. Sending the same (attribute, timestamp)
     with another value is a correction: the newest write wins.
- 6. A rejected reading never costs a good one. Rejections are told again after every reconnect until the
-    client sends ConfirmRejections.
+ 6. A rejected reading never costs a good one. All rejections of one message come in one Ack. They are told
+    again after every reconnect, right after Welcome, until the client sends ConfirmRejections.
  7. A client has at most Credits.messages messages and Credits.bytes bytes out that are not yet acked.
     Acks free them. A client that sends more is not cut off: the server stops reading until it has caught
     up, and the client's writes block.
@@ -376,7 +376,8 @@ class Dictionary(_message.Message):
     """Empty, or 16 bytes chosen by the client that name this exact list of aliases within the tenant: a hash of
     it does well. With an id and no aliases the client asks the server to use what it stored under the id; an
     unknown id is said in Welcome.dictionary. With both, the server stores the list under the id, unless that
-    id already names another list, which is an error of every alias (DICTIONARY_CONFLICT).
+    id already names another list, which is an error of every alias (DICTIONARY_CONFLICT): reconnect before sending
+    any reading, with the aliases and no id, or another one.
     """
     @_builtins.property
     def aliases(self) -> _containers.RepeatedCompositeFieldContainer[Global___AliasDefinition]:
@@ -551,7 +552,8 @@ class Welcome(_message.Message):
     committed_sequence: _builtins.int
     """Every message of this session up to this one is durable. 0 for a session the server has never seen or no
     longer remembers (Limits.session_retention_ms after its last use). A client that was told a higher number
-    before must start a new session, renumber from 1 what it still holds, and reconnect.
+    before, or that has never used a number as high as this, holds another session's buffer than the server: it
+    must start a new session, renumber from 1 what it still holds, and reconnect.
     """
     dictionary: Global___Welcome.DictionaryStatus.ValueType
     epoch: _builtins.int
@@ -702,6 +704,7 @@ class Credits(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     messages: _builtins.int
+    """At least 1. One message may always be out, however large."""
     bytes: _builtins.int
     """Sum of the serialized sizes of the StreamTelemetryRequests that carry data."""
     def __init__(

@@ -10,7 +10,7 @@ THE STREAM IN TEN RULES
  1. The first message is Hello, within Limits of time (10 s by default). The server answers Welcome.
  2. Data travels in DataMessage, numbered 1, 2, 3, … without gaps within a session. A session is a
     16-byte random id that lives exactly as long as the client's buffer of unacked messages: persist
-    both or neither. A new buffer (a factory-fresh device, a lost flash, a replay run) is a new session.
+    both or neither, and the alias definitions with them, for the messages name attributes by alias. A new buffer (a factory-fresh device, a lost flash, a replay run) is a new session.
  3. The server acks cumulatively: Ack.committed_sequence = N says that every message up to N is durable,
     save the readings named in Ack.rejections, which will never be stored. Only then may the client
     forget those messages.
@@ -19,8 +19,8 @@ THE STREAM IN TEN RULES
     with the same sequence numbers and the same content.
  5. Sending a reading again with the same value changes nothing. Sending the same (attribute, timestamp)
     with another value is a correction: the newest write wins.
- 6. A rejected reading never costs a good one. Rejections are told again after every reconnect until the
-    client sends ConfirmRejections.
+ 6. A rejected reading never costs a good one. All rejections of one message come in one Ack. They are told
+    again after every reconnect, right after Welcome, until the client sends ConfirmRejections.
  7. A client has at most Credits.messages messages and Credits.bytes bytes out that are not yet acked.
     Acks free them. A client that sends more is not cut off: the server stops reading until it has caught
     up, and the client's writes block.

@@ -1,0 +1,151 @@
+"""`atlasco demo`: everything on this machine, with simulated devices and an audit at the end."""
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from demo.audit import Audit, audit, last_outbox_id
+from demo.processes import ProcessFailed
+from demo.stack import Stack
+from demo.view import show
+from device.errors import DeviceError
+from device.fleet import Fleet, FleetConfig, FleetStatistics
+from embedded.errors import EmbeddedError
+
+TENANT = "demo"
+
+DESCRIPTION = """\
+Start PostgreSQL and a gateway on this machine, simulate a fleet of devices, cut some of their connections on purpose,
+and show what happens. At the end, compare what the devices know was acked with what is stored, reading by reading.
+"""
+
+EPILOG = """\
+result:
+  The last line is one JSON object. sent, resent, acked, rejected and stored count readings; lost counts acked readings
+  that are not in the database with their value, duplicated counts changes beyond one for each reading.
+  Exit code 0 when nothing was lost or duplicated and something was sent again.
+
+examples:
+  atlasco demo                                    until Ctrl-C
+  atlasco demo --duration 20 --devices 200        ends by itself
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="everything on this machine, with simulated devices",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--duration", type=float, metavar="SECONDS", help="default: until Ctrl-C")
+    parser.add_argument("--devices", type=int, default=100, metavar="N", help="default: 100")
+    parser.add_argument("--rate", type=float, default=10.0, metavar="R", help="readings per second and device")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="equal seeds simulate equal fleets")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(os.environ.get("ATLASCO_DATA_DIR", "atlasco-data")),
+        metavar="DIR",
+        help="where the embedded database lives; kept for the next time (default: $ATLASCO_DATA_DIR or atlasco-data)",
+    )
+    parser.add_argument(
+        "--dsn", default=os.environ.get("ATLASCO_DSN", ""), metavar="DSN", help="a PostgreSQL of your own instead"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo; returns the exit code."""
+    if arguments.devices < 1 or arguments.rate <= 0 or (arguments.duration is not None and arguments.duration <= 0):
+        print("atlasco demo: --devices, --rate and --duration must be above 0", file=sys.stderr)
+        return 2
+    try:
+        with Stack(arguments.data_dir.resolve(), dsn=arguments.dsn, progress=_progress) as stack:
+            before = last_outbox_id(stack.dsn)
+            fleet = Fleet(_fleet_config(arguments, stack.target))
+            _progress(f"{arguments.devices} devices stream to {stack.target}")
+            asyncio.run(_simulate(fleet, stack))
+            _progress("comparing what was acked with what is stored")
+            found = audit(stack.dsn, TENANT, fleet.ledgers(), after_outbox_id=before)
+            statistics = fleet.statistics()
+    except (EmbeddedError, ProcessFailed) as error:
+        print(f"atlasco demo: {error}", file=sys.stderr)
+        return 3
+    print(json.dumps(closing(statistics, found)))
+    return exit_code(statistics, found)
+
+
+def exit_code(statistics: FleetStatistics, found: Audit) -> int:
+    """0 when the demo showed what it promises: nothing lost or duplicated although messages were sent again."""
+    return int(found.lost > 0 or found.duplicated > 0 or statistics.unacked > 0 or statistics.resent == 0)
+
+
+def closing(statistics: FleetStatistics, found: Audit) -> dict[str, Any]:
+    """The closing JSON object."""
+    return {
+        "sent": statistics.sent,
+        "resent": statistics.resent,
+        "acked": statistics.acked,
+        "rejected": statistics.rejected,
+        "unacked": statistics.unacked,
+        "stored": found.stored,
+        "lost": found.lost,
+        "duplicated": found.duplicated,
+        "readings_per_s": round(statistics.readings_per_s, 1),
+        "ack_p50_ms": _finite(statistics.ack_p50_ms),
+        "ack_p99_ms": _finite(statistics.ack_p99_ms),
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN, which is what a percentile of nothing is."""
+    return round(value, 1) if math.isfinite(value) else None
+
+
+def _fleet_config(arguments: argparse.Namespace, target: str) -> FleetConfig:
+    duration = arguments.duration
+    return FleetConfig(
+        target=target,
+        tenant=TENANT,
+        devices=arguments.devices,
+        duration_s=duration,
+        rate=arguments.rate,
+        seed=arguments.seed,
+        connections=2,
+        # Several rounds, however short the run: cutting a connection shows something only when a message is out.
+        disconnect_every_s=min(5.0, duration / 8) if duration else 5.0,
+    )
+
+
+async def _simulate(fleet: Fleet, stack: Stack) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, fleet.stop)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            view = tasks.create_task(show(fleet, stack))
+            try:
+                await fleet.run()
+            finally:
+                view.cancel()
+    except* (DeviceError, ProcessFailed) as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise ProcessFailed(str(first)) from group
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _progress(text: str) -> None:
+    print(f"· {text}", file=sys.stderr, flush=True)

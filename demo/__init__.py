@@ -1,0 +1,1 @@
+"""The whole stack on one machine, with simulated devices, a live view, and an audit at the end."""
