@@ -14,6 +14,7 @@ COMMANDS = (
     "serve",
     "migrate",
     "maintain",
+    "relay",
     "tenant",
     "simulate",
     "replay",

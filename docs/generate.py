@@ -4,13 +4,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cli.relay import CONFIGS as RELAY
 from cli.serve import CONFIGS as SERVE
 from runtime.config import describe_settings
 from runtime.metric_definitions import describe_metrics
 
 HERE = Path(__file__).resolve().parent
 
-PROCESSES: dict[str, tuple[type[Any], ...]] = {"atlasco serve": SERVE}
+PROCESSES: dict[str, tuple[type[Any], ...]] = {"atlasco serve": SERVE, "atlasco relay": RELAY}
 
 
 def pages() -> dict[str, str]:

@@ -306,7 +306,6 @@ CREATE TABLE outbox (
 ) PARTITION BY RANGE (created_at);
 -- The payload is not worth compressing here: it is written once, read once, and the relay compresses for the log.
 ALTER TABLE outbox ALTER COLUMN payload SET STORAGE EXTERNAL;
-CREATE INDEX outbox_by_xid ON outbox (xid, id);
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- Functions.
