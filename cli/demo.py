@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from demo.audit import Audit, audit, last_outbox_id
+from demo.audit import Audit, WarehouseLate, audit, last_outbox_id, wait_until_loaded
 from demo.processes import ProcessFailed
 from demo.stack import Stack
 from demo.view import show
@@ -19,16 +19,22 @@ from device.fleet import Fleet, FleetConfig, FleetStatistics
 from embedded.errors import EmbeddedError
 
 TENANT = "demo"
+_LOAD_DEADLINE_S = 120.0
 
 DESCRIPTION = """\
-Start PostgreSQL and a gateway on this machine, simulate a fleet of devices, cut some of their connections on purpose,
-and show what happens. At the end, compare what the devices know was acked with what is stored, reading by reading.
+Start PostgreSQL, Kafka, a gateway, the relay and the loader of a local warehouse on this machine, simulate a fleet of
+devices, cut some of their connections on purpose, and show what happens. At the end, compare what the devices know was
+acked with what is stored in PostgreSQL and in the warehouse, reading by reading.
+
+Kafka needs Java 17 and, the first time, Maven (apt-get install openjdk-17-jre-headless maven); without them the demo
+says so and runs ingest and queries alone.
 """
 
 EPILOG = """\
 result:
-  The last line is one JSON object. sent, resent, acked, rejected and stored count readings; lost counts acked readings
-  that are not in the database with their value, duplicated counts changes beyond one for each reading.
+  The last line is one JSON object. sent, resent, acked, rejected, stored and loaded count readings, published changes;
+  lost counts acked readings that are not in the database and the warehouse with their value, duplicated counts changes
+  and warehouse rows beyond one for each reading.
   Exit code 0 when nothing was lost or duplicated and something was sent again.
 
 examples:
@@ -74,9 +80,16 @@ def run(arguments: argparse.Namespace) -> int:
             fleet = Fleet(_fleet_config(arguments, stack.target))
             _progress(f"{arguments.devices} devices stream to {stack.target}")
             asyncio.run(_simulate(fleet, stack))
-            _progress("comparing what was acked with what is stored")
-            found = audit(stack.dsn, TENANT, fleet.ledgers(), after_outbox_id=before)
+            warehouse = stack.pipeline.warehouse if stack.pipeline else None
+            if warehouse is not None:
+                _progress("waiting until the warehouse has everything")
+                wait_until_loaded(stack.dsn, warehouse, deadline_s=_LOAD_DEADLINE_S)
+            _progress("comparing what was acked with what is stored, reading by reading")
+            found = audit(stack.dsn, TENANT, fleet.ledgers(), after_outbox_id=before, warehouse=warehouse)
             statistics = fleet.statistics()
+    except WarehouseLate as error:
+        print(f"atlasco demo: {error}", file=sys.stderr)
+        return 1
     except (EmbeddedError, ProcessFailed) as error:
         print(f"atlasco demo: {error}", file=sys.stderr)
         return 3
@@ -98,6 +111,8 @@ def closing(statistics: FleetStatistics, found: Audit) -> dict[str, Any]:
         "rejected": statistics.rejected,
         "unacked": statistics.unacked,
         "stored": found.stored,
+        "published": found.published,
+        "loaded": found.loaded,
         "lost": found.lost,
         "duplicated": found.duplicated,
         "readings_per_s": round(statistics.readings_per_s, 1),

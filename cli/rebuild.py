@@ -11,9 +11,9 @@ from storage.loader.rebuild import rebuild_warehouse
 from storage.warehouse.config import WarehouseConfig, open_warehouse
 
 DESCRIPTION = """\
-Make the warehouse's content again from PostgreSQL, tenant by tenant and time range by time range, and have loaders go on
-in the log from where it stands now. For a log that lost records before they were loaded, a topic that was made anew, a
-database that was restored to an earlier moment, or a warehouse set up late.
+Make the warehouse's content again from PostgreSQL, tenant by tenant and time range by time range, and have loaders go
+on in the log from where it stands now. For a log that lost records before they were loaded, a topic that was made anew,
+a database that was restored to an earlier moment, or a warehouse set up late.
 
 What the warehouse has of times that PostgreSQL no longer keeps stays as it is. Queries go on throughout, on the old
 content; loads wait. A rebuild that fails or is interrupted leaves the old content in use: run it again.

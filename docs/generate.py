@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cli.load import CONFIGS as LOAD
 from cli.relay import CONFIGS as RELAY
 from cli.serve import CONFIGS as SERVE
 from runtime.config import describe_settings
@@ -11,7 +12,7 @@ from runtime.metric_definitions import describe_metrics
 
 HERE = Path(__file__).resolve().parent
 
-PROCESSES: dict[str, tuple[type[Any], ...]] = {"atlasco serve": SERVE, "atlasco relay": RELAY}
+PROCESSES: dict[str, tuple[type[Any], ...]] = {"atlasco serve": SERVE, "atlasco relay": RELAY, "atlasco load": LOAD}
 
 
 def pages() -> dict[str, str]:

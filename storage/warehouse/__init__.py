@@ -1,0 +1,1 @@
+"""The warehouse, where analytics run: `port` says what one does; `local` and `redshift` are the two there are."""

@@ -1,0 +1,207 @@
+"""Connections to Redshift: login, transactions, and the driver's errors in our terms."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import redshift_connector
+from redshift_connector.core import Connection
+from redshift_connector.cursor import Cursor
+from redshift_connector.error import Error, InterfaceError, OperationalError
+
+from storage.errors import (
+    QueryCanceled,
+    StorageDefect,
+    StorageError,
+    StorageUnavailable,
+    TransactionConflict,
+)
+from storage.warehouse.port import QueryRefused, WarehouseMissing
+
+_IDLE = 4
+_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class RedshiftLogin:
+    """Where, and who.
+
+    With `cluster` (a cluster's identifier, or serverless:<workgroup>) the process's AWS identity gets a temporary
+    password by IAM; else `password` counts. TLS is always on and the host name is verified.
+    """
+
+    host: str
+    port: int
+    database: str
+    user: str
+    password: str = field(repr=False, default="")
+    cluster: str = ""
+    region: str = ""
+
+    @classmethod
+    def parse(cls, dsn: str, *, cluster: str = "", region: str = "") -> "RedshiftLogin":
+        """From redshift://user:password@host:port/database.
+
+        Raises:
+            ValueError: it does not have this form. The text does not repeat it.
+        """
+        parts = urlsplit(dsn)
+        if parts.scheme != "redshift" or not parts.hostname or not parts.username or len(parts.path) < 2:
+            raise ValueError("ATLASCO_REDSHIFT_DSN must be redshift://user:password@host:port/database")
+        if not parts.password and not cluster:
+            raise ValueError("ATLASCO_REDSHIFT_DSN needs a password, or ATLASCO_REDSHIFT_CLUSTER for IAM")
+        return cls(
+            parts.hostname,
+            parts.port or 5439,
+            unquote(parts.path[1:]),
+            unquote(parts.username),
+            unquote(parts.password or ""),
+            cluster,
+            region,
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """What the driver's `connect` takes."""
+        given: dict[str, Any] = {
+            "host": self.host,
+            "port": self.port,
+            "database": self.database,
+            "ssl": True,
+            "sslmode": "verify-full",
+            "timeout": _TIMEOUT_S,
+            # A named statement per text would pile up on the server: our texts differ in every manifest's name.
+            "max_prepared_statements": 0,
+            "application_name": "atlasco-warehouse",
+        }
+        if not self.cluster:
+            return given | {"user": self.user, "password": self.password}
+        given |= {"iam": True, "db_user": self.user}
+        if self.region:
+            given["region"] = self.region
+        if self.cluster.startswith("serverless:"):
+            return given | {"is_serverless": True, "serverless_work_group": self.cluster.partition(":")[2]}
+        return given | {"cluster_identifier": self.cluster}
+
+
+@contextmanager
+def translated(*, query: bool = False) -> Iterator[None]:
+    """Raise storage errors instead of the driver's from the block; `query`: the statement is a caller's.
+
+    Raises:
+        StorageError: what the driver's error stands for.
+    """
+    try:
+        yield
+    except Error as error:
+        raise translate(error, query=query) from error
+    except OSError as error:
+        # The driver lets the socket's own errors through.
+        raise StorageUnavailable(f"the connection to Redshift failed: {error}") from error
+
+
+def translate(error: Error, *, query: bool = False) -> StorageError:
+    """The storage error that a driver's error stands for: by type and SQLSTATE."""
+    fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+    state, text = fields.get("C"), str(fields.get("M", error))
+    if state is None:
+        # The driver's own: a lost or refused connection, TLS, IAM.
+        lost = isinstance(error, InterfaceError | OperationalError)
+        return StorageUnavailable(text) if lost else StorageDefect(text)
+    # A serializable isolation violation has no SQLSTATE of its own: Redshift says XX000 and begins with its number.
+    isolation = state == "XX000" and text.removeprefix("ERROR:").strip().startswith("1023")
+    if isolation or state in {"40001", "40P01", "55P03"}:
+        return TransactionConflict(text, state)
+    if state == "57014":
+        return QueryCanceled(text, state)
+    if state[:2] in {"08", "53", "57", "58"} or state == "28000":
+        return StorageUnavailable(text, state)
+    if query:
+        return QueryRefused(text, state)
+    if state in {"42P01", "3F000"}:
+        return WarehouseMissing("the warehouse was not set up: run `atlasco warehouse init`", state)
+    return StorageDefect(text, state)
+
+
+class RedshiftSessions:
+    """Connections, each used by one thread at a time (the driver allows no more), kept for the next transaction.
+
+    A transaction that failed costs its connection: what state it is in is nothing to guess about.
+    """
+
+    def __init__(self, login: RedshiftLogin) -> None:
+        self._login = login
+        self._idle: list[Connection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def close(self) -> None:
+        """End the idle connections."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            _discard(connection)
+
+    @contextmanager
+    def transaction(self, *, query: bool = False) -> Iterator[Cursor]:
+        """A cursor in a fresh transaction, committed at the end of the block. Its first statement takes the snapshot:
+        a connection's earlier transaction would show what was then.
+
+        Raises:
+            StorageError: the database cannot be reached, or what the block's statements ran into.
+        """
+        with translated(query=query):
+            connection = self._take()
+            try:
+                cursor = connection.cursor()
+                cursor.paramstyle = "format"
+                yield cursor
+                connection.commit()
+                cursor.close()
+            except BaseException:
+                _discard(connection)
+                raise
+        with self._lock:
+            if len(self._idle) < _IDLE and not self._closed:
+                self._idle.append(connection)
+                return
+        _discard(connection)
+
+    def _take(self) -> Connection:
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise StorageUnavailable("the warehouse is closed")
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                return self._connect()
+            try:
+                # One round trip, to learn that an idle connection was lost before work is entrusted to it.
+                cursor = connection.cursor()
+                cursor.execute("SELECT 1")
+                cursor.fetchall()
+                connection.rollback()
+            except (Error, OSError):
+                _discard(connection)
+                continue
+            return connection
+
+    def _connect(self) -> Connection:
+        connection = redshift_connector.connect(**self._login.arguments())
+        try:
+            connection.autocommit = False
+            cursor = connection.cursor()
+            cursor.execute("SET search_path TO atlasco")
+            connection.commit()
+        except BaseException:
+            _discard(connection)
+            raise
+        return connection
+
+
+def _discard(connection: Connection) -> None:
+    with suppress(Error, OSError, AttributeError):
+        connection.close()

@@ -1,0 +1,390 @@
+"""The loader against a real broker and a real catalog: what it survives, the warehouse holds every reading, once."""
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from embedded.kafka import EmbeddedKafka
+from embedded.postgres import EmbeddedPostgres
+from storage.loader.process import redrive_dead_letters
+from storage.warehouse.local import LocalWarehouse
+from storage.warehouse.port import Scope
+from storage.warehouse.steps import Step
+from tests.loader.loader_support import Log, Running, loaded, wait_for
+from tests.warehouse_fixtures import (
+    T0,
+    Reading,
+    Record,
+    TestDatabase,
+    change_record,
+    doubles,
+    expected,
+    fresh_database,
+    held,
+    watermark_record,
+)
+
+NewLog = Callable[..., Log]
+
+
+def test_the_log_arrives_with_watermarks_and_offsets(
+    log: Log, database: TestDatabase, warehouse: LocalWarehouse, tmp_path: Path, running: Running
+) -> None:
+    readings: list[Reading] = [*doubles(50), (2, 2, T0, 7), (2, 3, T0, True), (2, 4, T0, "on")]
+    log.write(change_record(readings), watermark_record(T0 + 5))
+    loader = running.loader(log, database, tmp_path / "warehouse")
+    wait_for(loaded(warehouse, [2]), "both records are loaded")
+    assert held(warehouse) == expected(readings)
+    assert warehouse.completeness().as_of_us == T0 + 5
+    wait_for(lambda: log.committed() == 2, "kafka knows the offset")
+    wait_for(lambda: loader.follower.not_ready is None, "the loader is ready")
+    with psycopg.connect(database.dsn) as connection:
+        rows = connection.execute(
+            "SELECT lane, (extract(epoch FROM loaded_through) * 1000000)::bigint FROM loaded_lanes"
+        ).fetchall()
+    assert rows == [(0, T0 + 5)]
+    running.stop()
+
+
+def test_an_empty_hour_advances_the_as_of(
+    log: Log, database: TestDatabase, warehouse: LocalWarehouse, tmp_path: Path, running: Running
+) -> None:
+    running.loader(log, database, tmp_path / "warehouse")
+    for i in range(1, 4):
+        log.write(watermark_record(i * 1000))
+        wait_for(lambda i=i: warehouse.completeness().as_of_us == i * 1000, "the watermark is loaded")
+    assert held(warehouse) == {}
+    running.stop()
+
+
+@pytest.mark.parametrize("step", ["decoded", "parquet-written", "copied", "committed", "offsets-committed"])
+def test_killed_at_a_step(
+    log: Log, database: TestDatabase, warehouse: LocalWarehouse, tmp_path: Path, running: Running, step: Step
+) -> None:
+    first, correction, second = doubles(200), [(1, 1, T0, -1.0)], doubles(100, entity=2)
+    log.write(change_record(first), change_record(correction, revision=1), watermark_record(100))
+    process = running.process(log, database, tmp_path / "warehouse", kill_at=step)
+    assert process.wait(60) == -signal.SIGKILL
+    log.write(change_record(second), watermark_record(200))
+    running.loader(log, database, tmp_path / "warehouse")
+    wait_for(loaded(warehouse, [5]), "everything is loaded")
+    assert held(warehouse) == expected(first, correction, second)
+    assert warehouse.completeness().as_of_us == 200
+    running.stop()
+    warehouse.compact()
+    files = sorted(path for path in (tmp_path / "warehouse").rglob("*") if path.suffix in {".parquet", ".unfinished"})
+    assert len(files) == sum(size.files for size in warehouse.status().sizes), "orphans are collected"
+    assert held(warehouse) == expected(first, correction, second)
+
+
+def test_two_loaders_share_and_one_is_killed(
+    new_log: NewLog, database: TestDatabase, warehouse: LocalWarehouse, tmp_path: Path, running: Running
+) -> None:
+    log = new_log(4)
+    readings = [doubles(20, entity=i) for i in range(40)]
+    process = running.process(log, database, tmp_path / "warehouse")
+    running.loader(log, database, tmp_path / "warehouse")
+    for i, group in enumerate(readings[:20]):
+        log.write(change_record(group, partition=i % 4))
+    wait_for(loaded(warehouse, [5] * 4), "the first half is loaded")
+    process.send_signal(signal.SIGKILL)
+    for i, group in enumerate(readings[20:]):
+        log.write(change_record(group, partition=i % 4))
+    wait_for(loaded(warehouse, [10] * 4), "the survivor loads the second half", 60)
+    assert held(warehouse) == expected(*readings)
+    running.stop()
+
+
+def test_a_rebalance_in_the_middle_of_a_load(
+    new_log: NewLog, database: TestDatabase, warehouse: LocalWarehouse, tmp_path: Path, running: Running
+) -> None:
+    log = new_log(2)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def at(step: Step) -> None:
+        if step == "parquet-written" and not go_on.is_set():
+            reached.set()
+            assert go_on.wait(60)
+
+    groups = [doubles(30, entity=i) for i in range(6)]
+    for i, group in enumerate(groups[:4]):
+        log.write(change_record(group, partition=i % 2))
+    running.loader(log, database, tmp_path / "warehouse", at=at)
+    assert reached.wait(30)
+    running.loader(log, database, tmp_path / "warehouse")
+    # One of the two partitions goes to the second loader, which loads it while the first one's load still stands.
+    wait_for(lambda: any(offset > 0 for offset in _offsets(warehouse)), "the second loader loads")
+    go_on.set()
+    for i, group in enumerate(groups[4:]):
+        log.write(change_record(group, partition=i % 2))
+    wait_for(loaded(warehouse, [3, 3]), "everything is loaded")
+    assert held(warehouse) == expected(*groups)
+    running.stop()
+
+
+def _offsets(warehouse: LocalWarehouse) -> list[int]:
+    return [state.next_offset for state in warehouse.states().values()]
+
+
+def test_records_that_come_again_load_once(
+    log: Log, database: TestDatabase, warehouse: LocalWarehouse, tmp_path: Path, running: Running
+) -> None:
+    records = [change_record(doubles(10, entity=i)) for i in range(5)]
+    loader = running.loader(log, database, tmp_path / "warehouse")
+    log.write(*records)
+    wait_for(loaded(warehouse, [5]), "they are loaded")
+    log.write(*records, change_record(doubles(3, entity=9)))
+    wait_for(loaded(warehouse, [11]), "they are passed over")
+    assert held(warehouse) == expected(*(doubles(10, entity=i) for i in range(5)), doubles(3, entity=9))
+    assert loader.metrics.value("atlasco_loader_duplicates") == 5
+    running.stop()
+
+
+def test_two_writers_of_one_key_out_of_order(
+    log: Log, database: TestDatabase, warehouse: LocalWarehouse, tmp_path: Path, running: Running
+) -> None:
+    key = (1, 1, T0)
+    running.loader(log, database, tmp_path / "warehouse")
+    log.write(change_record([(*key, 2.0)], revision=2))
+    wait_for(loaded(warehouse, [1]), "the later correction is loaded first")
+    log.write(change_record([(*key, 1.0)], revision=1))
+    wait_for(loaded(warehouse, [2]), "then the earlier one")
+    log.write(change_record([(*key, 0.0)]))
+    wait_for(loaded(warehouse, [3]), "then the first value")
+    assert held(warehouse) == {(1, *key): 2.0}
+    warehouse.compact()
+    assert held(warehouse) == {(1, *key): 2.0}
+    running.stop()
+
+
+def test_kafka_restarted(
+    log: Log, kafka: EmbeddedKafka, database: TestDatabase, warehouse: LocalWarehouse, tmp_path: Path, running: Running
+) -> None:
+    running.loader(log, database, tmp_path / "warehouse")
+    log.write(change_record(doubles(10)))
+    wait_for(loaded(warehouse, [1]), "the first record is loaded")
+    kafka.kill()
+    kafka.start()
+    log.write(change_record(doubles(10, entity=2)))
+    wait_for(loaded(warehouse, [2]), "the second record is loaded", 60)
+    assert held(warehouse) == expected(doubles(10), doubles(10, entity=2))
+    running.stop()
+
+
+def test_the_warehouse_is_away_for_a_while(
+    log: Log,
+    postgres: EmbeddedPostgres,
+    database: TestDatabase,
+    warehouse: LocalWarehouse,
+    tmp_path: Path,
+    running: Running,
+) -> None:
+    loader = running.loader(log, database, tmp_path / "warehouse")
+    log.write(change_record(doubles(10)))
+    wait_for(loaded(warehouse, [1]), "the first record is loaded")
+    postgres.kill()
+    log.write(change_record(doubles(10, entity=2)))
+    wait_for(lambda: loader.metrics.value("atlasco_loader_retries") > 0, "loads fail", 60)
+    assert loader.follower.not_ready is not None
+    postgres.start()
+    wait_for(loaded(warehouse, [2]), "the second record is loaded", 60)
+    assert held(warehouse) == expected(doubles(10), doubles(10, entity=2))
+    running.stop()
+
+
+def test_memory_is_bounded(
+    log: Log, database: TestDatabase, warehouse: LocalWarehouse, tmp_path: Path, running: Running
+) -> None:
+    go_on = threading.Event()
+
+    def at(step: Step) -> None:
+        if step == "parquet-written":
+            assert go_on.wait(60)
+
+    loader = running.loader(
+        log, database, tmp_path / "warehouse", at=at, age_s=0.05, size_bytes=50_000, memory_bytes=200_000
+    )
+    groups = [doubles(100, entity=i) for i in range(100)]
+    log.write(*(change_record(group) for group in groups))
+    # One poll brings at most 500 records; here all come within one or two, so the bound is passed by no more than that.
+    wait_for(lambda: loader.metrics.value("atlasco_loader_buffer_bytes") >= 200_000, "the bound is reached")
+    go_on.set()
+    wait_for(loaded(warehouse, [100]), "everything is loaded")
+    assert held(warehouse) == expected(*groups)
+    running.stop()
+
+
+def test_dead_letter_and_redrive(
+    log: Log, database: TestDatabase, warehouse: LocalWarehouse, tmp_path: Path, running: Running
+) -> None:
+    good, lost = doubles(10), doubles(5, entity=2)
+    torn = change_record(lost, bucket=3)
+    broken = Record(torn.value[:-7], torn.headers, torn.key)
+    loader = running.loader(log, database, tmp_path / "warehouse")
+    log.write(change_record(good), broken, Record(b"?", [("kind", b"riddle")], b"1:4"), watermark_record(50))
+    wait_for(loaded(warehouse, [4]), "the rest is not held up")
+    assert held(warehouse) == expected(good)
+    assert loader.metrics.value("atlasco_loader_dead_letters") == 2
+    incomplete = warehouse.completeness(Scope(tenant_id=1)).incomplete
+    assert [(letter.offset, letter.tenant_id, letter.bucket) for letter in incomplete] == [(1, 1, 3), (2, 1, 4)]
+    assert warehouse.completeness(Scope(tenant_id=2)).incomplete == ()
+    running.stop()
+    first = redrive_dead_letters(log.settings, warehouse)
+    assert (first.loaded, first.still_undecodable, first.missing) == (0, 2, 0)
+    # Repaired copies, under the positions of the broken ones.
+    position = [("dead-letter-partition", b"0"), ("dead-letter-offset", b"1")]
+    other = [("dead-letter-partition", b"0"), ("dead-letter-offset", b"2")]
+    letters = Log(log.kafka, log.topic + ".dead-letter", 1)
+    more = doubles(2, entity=3)
+    fixed = change_record(more, bucket=4)
+    letters.write(
+        Record(torn.value, torn.headers + position, torn.key), Record(fixed.value, fixed.headers + other, fixed.key)
+    )
+    assert redrive_dead_letters(log.settings, warehouse).loaded == 2
+    assert held(warehouse) == expected(good, lost, more)
+    assert warehouse.completeness().incomplete == ()
+    assert redrive_dead_letters(log.settings, warehouse).loaded == 0
+
+
+def test_a_gap_at_the_log_start_halts_until_the_rebuild(
+    new_log: NewLog, postgres: EmbeddedPostgres, tmp_path: Path, running: Running
+) -> None:
+    log = new_log(2)
+    with fresh_database(postgres) as database:
+        warehouse = LocalWarehouse(tmp_path / "warehouse", database.dsn)
+        warehouse.init()
+        first, missed, later = doubles(5), doubles(5, entity=3), doubles(5, entity=5)
+        running.loader(log, database, tmp_path / "warehouse")
+        log.write(change_record(first), watermark_record(100), change_record([(2, 1, T0, 1.0)], partition=1))
+        wait_for(loaded(warehouse, [2, 1]), "the beginning is loaded")
+        running.stop()
+        log.write(change_record(missed), change_record(later))
+        log.remove_before(0, 3)
+        loader = running.loader(log, database, tmp_path / "warehouse")
+        wait_for(lambda: "rebuild" in (loader.follower.not_ready or ""), "the loader halts")
+        assert warehouse.completeness().halted == ("records 2 to 2 were removed from the log before they were loaded",)
+        assert loader.metrics.value("atlasco_loader_halted_partitions") == 1
+        log.write(change_record([(2, 1, T0 + 1, 2.0)], partition=1))
+        wait_for(lambda: warehouse.states()[1].next_offset == 2, "the other partition goes on")
+        assert len(held(warehouse)) == 7
+        history = _Postgres(database)
+        history.write("double", 1, [*first, *missed, *later, (2, 1, T0, 1.0), (2, 1, T0 + 1, 2.0)])
+        history.rebuild(log, warehouse)
+        wait_for(lambda: loader.follower.not_ready is None, "the loader goes on by itself")
+        after = doubles(2, entity=7)
+        log.write(change_record(after, xid=10**9))
+        wait_for(lambda: 7 in {key[1] for key in held(warehouse)}, "what comes later is loaded")
+        assert held(warehouse) == expected(first, missed, later, [(2, 1, T0, 1.0), (2, 1, T0 + 1, 2.0)], after)
+        running.stop()
+        warehouse.close()
+
+
+def test_a_topic_made_anew_halts_until_the_rebuild(
+    log: Log, postgres: EmbeddedPostgres, tmp_path: Path, running: Running
+) -> None:
+    with fresh_database(postgres) as database:
+        warehouse = LocalWarehouse(tmp_path / "warehouse", database.dsn)
+        warehouse.init()
+        loader = running.loader(log, database, tmp_path / "warehouse")
+        log.write(change_record(doubles(5)), change_record(doubles(5, entity=2)))
+        wait_for(loaded(warehouse, [2]), "the old topic is loaded")
+        log.delete()
+        log.create()
+        # As many records as the old one had and more: the offsets alone would fit.
+        log.write(*(change_record([(4, 1, T0 + i, 0.0)]) for i in range(5)))
+        wait_for(lambda: "made anew" in (loader.follower.not_ready or ""), "the loader halts", 60)
+        assert held(warehouse) == expected(doubles(5), doubles(5, entity=2))
+        history = _Postgres(database)
+        everything = [*doubles(5), *doubles(5, entity=2), *((4, 1, T0 + i, 0.0) for i in range(5))]
+        history.write("double", 1, everything)
+        history.write("text", 2, [(4, 2, T0, 'two\nlines, "quoted"'), (4, 2, T0 + 1, "")])
+        history.rebuild(log, warehouse)
+        wait_for(lambda: loader.follower.not_ready is None, "the loader goes on by itself")
+        assert held(warehouse) == expected(everything, [(4, 2, T0, 'two\nlines, "quoted"'), (4, 2, T0 + 1, "")])
+        running.stop()
+        warehouse.close()
+
+
+def test_a_log_that_begins_late_halts_at_once(
+    log: Log, database: TestDatabase, warehouse: LocalWarehouse, tmp_path: Path, running: Running
+) -> None:
+    log.write(change_record(doubles(5)), change_record(doubles(5, entity=2)))
+    log.remove_before(0, 1)
+    loader = running.loader(log, database, tmp_path / "warehouse")
+    wait_for(lambda: "before they were ever loaded" in (loader.follower.not_ready or ""), "the loader halts")
+    assert held(warehouse) == {}
+    assert warehouse.states()[0].halted
+    running.stop()
+
+
+def test_changes_of_the_rebuilds_own_snapshot_are_passed_over(
+    log: Log, postgres: EmbeddedPostgres, tmp_path: Path, running: Running
+) -> None:
+    with fresh_database(postgres) as database:
+        warehouse = LocalWarehouse(tmp_path / "warehouse", database.dsn)
+        warehouse.init()
+        history = _Postgres(database)
+        xid = history.write("double", 1, doubles(5))
+        history.rebuild(log, warehouse)
+        # Published late: the outbox row of the very transaction that the snapshot holds, then one after it.
+        later = [(1, 1, T0, 99.0)]
+        log.write(
+            change_record(doubles(5), xid=xid),
+            Record(b"torn", change_record(doubles(1), xid=xid).headers, b"1:0"),
+            change_record(later, revision=1, xid=xid + 1000),
+            watermark_record(4 * 10**15, lanes=1),
+        )
+        running.loader(log, database, tmp_path / "warehouse")
+        wait_for(loaded(warehouse, [4]), "the log is read")
+        assert held(warehouse) == expected(doubles(5), later)
+        assert warehouse.completeness().incomplete == ()
+        assert warehouse.states()[0].rebuild is None
+        running.stop()
+        warehouse.close()
+
+
+class _Postgres:
+    """The operational database, written by hand."""
+
+    def __init__(self, database: TestDatabase) -> None:
+        self.dsn = database.dsn
+        with psycopg.connect(self.dsn) as connection:
+            connection.execute(
+                "INSERT INTO tenants (tenant_id, name, window_past, retention) "
+                "VALUES (1, 'tenant-1', '20 years', '20 years')"
+            )
+
+    def write(self, of_type: str, attribute: int, readings: list[Any]) -> int:
+        """Insert readings, as first values; returns the transaction id."""
+        with psycopg.connect(self.dsn) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT ensure_history(1, timestamptz 'epoch' + %(ts)s * interval '1 us', "
+                "timestamptz 'epoch' + (%(ts)s + 86400000000) * interval '1 us')",
+                {"ts": T0},
+            )
+            cursor.execute(
+                "INSERT INTO attributes (tenant_id, attribute_id, name, type) VALUES (1, %s, %s, %s) "
+                "ON CONFLICT DO NOTHING",
+                (attribute, f"attribute-{attribute}", of_type),
+            )
+            cursor.executemany(
+                "INSERT INTO entities (tenant_id, entity_id, external_id) VALUES (1, %s, %s) ON CONFLICT DO NOTHING",
+                sorted({(entity, f"device-{entity}") for entity, _, _, _ in readings}),
+            )
+            cursor.executemany(
+                f"INSERT INTO entity_attributes_{of_type} (tenant_id, entity_id, attribute_id, ts, value) "
+                "VALUES (1, %s, %s, timestamptz 'epoch' + %s * interval '1 us', %s)",
+                [(entity, attribute, ts, value) for entity, _, ts, value in readings],
+            )
+            return int(cursor.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()[0])  # type: ignore[index]
+
+    def rebuild(self, log: Log, warehouse: LocalWarehouse) -> None:
+        from storage.loader.process import log_end_of
+        from storage.loader.rebuild import rebuild_warehouse
+
+        rebuild_warehouse(self.dsn, warehouse, log_end_of(log.settings), lambda _: None)
