@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from demo.audit import Audit, WarehouseLate, audit, last_outbox_id, wait_until_loaded
+from demo.audit import Audit, WarehouseLate, audit, primary_clock, wait_until_loaded
 from demo.processes import ProcessFailed
 from demo.stack import Stack
 from demo.view import show
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     try:
         with Stack(arguments.data_dir.resolve(), dsn=arguments.dsn, progress=_progress) as stack:
-            before = last_outbox_id(stack.dsn)
+            since = primary_clock(stack.dsn)
             fleet = Fleet(_fleet_config(arguments, stack.target))
             _progress(f"{arguments.devices} devices stream to {stack.target}")
             asyncio.run(_simulate(fleet, stack))
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
                 _progress("waiting until the warehouse has everything")
                 wait_until_loaded(stack.dsn, warehouse, deadline_s=_LOAD_DEADLINE_S)
             _progress("comparing what was acked with what is stored, reading by reading")
-            found = audit(stack.dsn, TENANT, fleet.ledgers(), after_outbox_id=before, warehouse=warehouse)
+            found = audit(stack.dsn, TENANT, fleet.ledgers(), since=since, warehouse=warehouse)
             statistics = fleet.statistics()
     except WarehouseLate as error:
         print(f"atlasco demo: {error}", file=sys.stderr)

@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
-from cli.migrate import OwnerConfig, reporting_errors
+from cli.migrate import OwnerConfig, reporting_errors, say
 from runtime.config import add_settings, duration, load_settings
 from storage.administration import Administration, TenantRow, TenantSettings
 from storage.model import ValueType
+from storage.quarantine import Selection, release_quarantined
 
 EPILOG = """\
 Gateways notice a change within seconds.
@@ -21,6 +22,14 @@ examples:
   atlasco tenant device add acme pump-17 --type pump --label site=berlin
   atlasco tenant attribute add acme temperature double --unit Cel
   atlasco tenant quarantine list acme
+  atlasco tenant quarantine release acme --device pump-17
+"""
+
+RELEASE = """\
+Write what was set aside into history, by the rules of any write: a reading must lie in the clock window as it is now
+(widen it with `atlasco tenant set --window-past`), and replaces another value for the same device, attribute and
+timestamp as a correction. Latest values do not move. What cannot be released stays in quarantine, and the exit code
+is 1. Interrupted, a release is simply started again.
 """
 
 Act: TypeAlias = Callable[[Administration, argparse.Namespace], Awaitable[None]]
@@ -78,17 +87,7 @@ def add_parser(subparsers: _Parsers) -> None:
         help="keep the latest value; switched on, it is there from a device's next reading on",
     )
     _command(attributes, "list", "attributes by name", _list_attributes).add_argument("tenant", metavar="NAME")
-
-    quarantine = _group(commands, "quarantine", "readings set aside because of their timestamp")
-    listing = _command(quarantine, "list", "what was set aside", _list_quarantined)
-    listing.add_argument("tenant", metavar="NAME")
-    _add_paging(listing, int, 0, "ID")
-    discard = _command(quarantine, "discard", "delete what was set aside", _discard_quarantined)
-    discard.add_argument("tenant", metavar="NAME")
-    which = discard.add_mutually_exclusive_group(required=True)
-    which.add_argument("--all", action="store_true", help="everything received so far")
-    which.add_argument("--id", type=int, nargs="+", metavar="ID", help="these")
-    which.add_argument("--older-than", type=_duration, metavar="DURATION", help="received longer ago than this")
+    _add_quarantine(commands)
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -142,6 +141,27 @@ def _command(parsers: _Parsers, name: str, text: str, act: Act) -> argparse.Argu
     return parser
 
 
+def _add_quarantine(commands: _Parsers) -> None:
+    quarantine = _group(commands, "quarantine", "readings set aside because of their timestamp")
+    listing = _command(quarantine, "list", "what was set aside", _list_quarantined)
+    listing.add_argument("tenant", metavar="NAME")
+    _add_paging(listing, int, 0, "ID")
+    release = _command(quarantine, "release", "write what was set aside into history", _release_quarantined)
+    release.description = RELEASE
+    release.formatter_class = argparse.RawDescriptionHelpFormatter
+    release.add_argument("tenant", metavar="NAME")
+    release.add_argument("--before", type=_moment, metavar="TIME", help="received before this time (ISO 8601)")
+    release.add_argument("--device", metavar="DEVICE", help="only of this device")
+    release.add_argument("--attribute", metavar="ATTRIBUTE", help="only of this attribute")
+    release.add_argument("--limit", type=_count, metavar="N", help="at most so many, those received first")
+    discard = _command(quarantine, "discard", "delete what was set aside", _discard_quarantined)
+    discard.add_argument("tenant", metavar="NAME")
+    which = discard.add_mutually_exclusive_group(required=True)
+    which.add_argument("--all", action="store_true", help="everything received so far")
+    which.add_argument("--id", type=int, nargs="+", metavar="ID", help="these")
+    which.add_argument("--older-than", type=_duration, metavar="DURATION", help="received longer ago than this")
+
+
 def _add_tenant_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what binds the tenant")
     for flag, text in (
@@ -170,6 +190,20 @@ def _duration(text: str) -> float:
         return duration(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not {duration.allowed}") from error
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: use ISO 8601 (2026-01-31T12:00:00Z)") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -294,6 +328,29 @@ async def _list_quarantined(administration: Administration, arguments: argparse.
             for row in rows
         ],
     )
+
+
+async def _release_quarantined(_: Administration, arguments: argparse.Namespace) -> None:
+    released = await release_quarantined(
+        load_settings(OwnerConfig, arguments).dsn,
+        arguments.tenant,
+        Selection(
+            received_before=arguments.before,
+            device=arguments.device,
+            attribute=arguments.attribute,
+            limit=arguments.limit,
+        ),
+        progress=lambda so_far: say(f"{so_far.released:,} readings released"),
+    )
+    fields: dict[str, object] = {
+        "released": released.released,
+        "changed": released.changed,
+        "corrections": released.corrections,
+        "kept": {why.name.lower(): count for why, count in released.kept.items() if count},
+    }
+    text = f"released {released.released:,} readings; {released.changed:,} changed history, "
+    _done(arguments, fields, text + f"{released.corrections:,} of them as corrections")
+    released.check(arguments.tenant)
 
 
 async def _discard_quarantined(administration: Administration, arguments: argparse.Namespace) -> None:

@@ -50,11 +50,13 @@ class WarehouseLate(Exception):
     """The warehouse did not become complete in time, so nothing can be said about what it holds."""
 
 
-def last_outbox_id(dsn: str) -> int:
-    """The highest outbox id given out so far: what a later audit need not read."""
+def primary_clock(dsn: str) -> datetime:
+    """The primary's clock: what it writes from now on has a later time."""
     with psycopg.connect(dsn) as connection:
-        row = connection.execute("SELECT last_value FROM outbox_ids").fetchone()
-    return int(row[0]) if row else 0
+        row = connection.execute("SELECT now()").fetchone()
+    assert row is not None
+    moment: datetime = row[0]
+    return moment
 
 
 def audit(
@@ -62,12 +64,12 @@ def audit(
     tenant: str,
     ledgers: Mapping[str, Ledger],
     *,
-    after_outbox_id: int,
+    since: datetime,
     warehouse: Warehouse | None,
 ) -> Audit:
     """Compare the ledgers with the database and, if there is one, with the warehouse, which must be complete by now.
 
-    `after_outbox_id`: see `last_outbox_id`.
+    `since`: when the run began, see `primary_clock`.
     """
     acked = stored = loaded = lost = duplicated = 0
     with psycopg.connect(dsn) as connection:
@@ -92,8 +94,8 @@ def audit(
                 loaded += len(arrived)
                 there &= arrived
             lost += len(sent) - len(there)
-        changes = _changes(connection, tenant, set(ledgers), after_outbox_id)
-        published = _published(connection, after_outbox_id) if warehouse is not None else None
+        changes = _changes(connection, tenant, set(ledgers), since)
+        published = _published(connection, since) if warehouse is not None else None
     duplicated += sum(count - 1 for count in changes.values())
     return Audit(acked, stored, published, loaded if warehouse is not None else None, lost, duplicated)
 
@@ -214,25 +216,25 @@ def _same(found: Value | None, sent: Value) -> bool:
     return type(found) is type(sent) and found == sent
 
 
-def _published(connection: psycopg.Connection, after_id: int) -> int:
+def _published(connection: psycopg.Connection, since: datetime) -> int:
     """Changes of the run that the relay has put into Kafka."""
     row = connection.execute(
         "SELECT coalesce(sum(o.changes), 0) FROM outbox o JOIN relay_lanes r USING (lane) "
-        "WHERE o.id > %s AND pg_visible_in_snapshot(o.xid, r.published)",
-        [after_id],
+        "WHERE o.created_at >= %s AND pg_visible_in_snapshot(o.xid, r.published)",
+        [since],
     ).fetchone()
     return int(row[0]) if row else 0
 
 
 def _changes(
-    connection: psycopg.Connection, tenant: str, devices: set[str], after_id: int
+    connection: psycopg.Connection, tenant: str, devices: set[str], since: datetime
 ) -> Counter[tuple[str, str, int]]:
     """How often each reading of the run occurs in the outbox."""
     counts: Counter[tuple[str, str, int]] = Counter()
     with connection.cursor("outbox") as cursor:
         # A server-side cursor: the outbox of a long run does not fit in memory.
         cursor.itersize = 20
-        cursor.execute("SELECT payload FROM outbox WHERE id > %s", [after_id])
+        cursor.execute("SELECT payload FROM outbox WHERE created_at >= %s", [since])
         for (payload,) in cursor:
             for frame in change_pb2.OutboxPayload.FromString(payload).frames:
                 batch = change_pb2.ChangeBatch.FromString(frame.change_batch)
