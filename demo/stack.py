@@ -79,10 +79,15 @@ class Stack:
             self.pipeline.loader.check()
 
     def metrics(self) -> dict[str, float]:
-        """The metrics of all processes; names do not collide. Without those of one that does not answer."""
-        found = self.gateway.metrics()
+        """The metrics of all processes, summed by name. Without those of one that does not answer."""
+        processes = [self.gateway]
         if self.pipeline is not None:
-            found |= self.pipeline.relay.metrics() | self.pipeline.loader.metrics()
+            processes += [self.pipeline.relay, self.pipeline.loader]
+        found: dict[str, float] = {}
+        for process in processes:
+            # Every process shows every counter, at 0 where it does not count: hence sums.
+            for name, value in process.metrics().items():
+                found[name] = found.get(name, 0.0) + value
         return found
 
     def _start_database(self, resources: ExitStack) -> None:

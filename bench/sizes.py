@@ -1,0 +1,64 @@
+"""How long and how large a run is."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Durations in seconds."""
+
+    # Rounds of (ingest, raw limit), by readings per message; the result is the median round.
+    rounds: dict[int, int]
+    warm_up_s: float
+    measured_s: float
+    # Devices and readings per second of the moderate load.
+    latency_devices: int
+    latency_readings_per_s: int
+    latency_s: float
+    idle_streams: int
+    queries: int
+    micro_repeats: int
+    micro_messages: int
+
+
+FULL = Size(
+    rounds={100: 3, 10: 3, 1000: 3},
+    warm_up_s=3.0,
+    measured_s=8.0,
+    latency_devices=500,
+    latency_readings_per_s=5_000,
+    latency_s=20.0,
+    idle_streams=1_000,
+    queries=1_000,
+    micro_repeats=50,
+    micro_messages=200,
+)
+
+QUICK = Size(
+    rounds={100: 2, 10: 1, 1000: 1},
+    warm_up_s=2.0,
+    measured_s=4.0,
+    latency_devices=500,
+    latency_readings_per_s=5_000,
+    latency_s=6.0,
+    idle_streams=300,
+    queries=300,
+    micro_repeats=20,
+    micro_messages=200,
+)
+
+# Not for figures: shows that every part works.
+TINY = Size(
+    rounds={100: 1},
+    warm_up_s=0.3,
+    measured_s=0.7,
+    latency_devices=10,
+    latency_readings_per_s=100,
+    latency_s=1.5,
+    idle_streams=20,
+    queries=10,
+    micro_repeats=2,
+    micro_messages=10,
+)
+
+SIZES = {"full": FULL, "quick": QUICK, "tiny": TINY}

@@ -1,0 +1,196 @@
+"""The server under test: PostgreSQL, fresh databases in it, and gateways on them."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import psycopg
+from psycopg import sql
+
+from bench.workload import ENTITY_TYPE, TENANT, all_attributes, device_name
+from embedded.ports import free_port
+from embedded.postgres import EmbeddedPostgres
+from storage.database import PoolSettings, Role, make_pool
+from storage.migrations import grant_logins, migrate
+from storage.model import ValueType
+from storage.outbox import ensure_outbox
+from storage.partitions import US_PER_DAY, HistoryCoverage
+from storage.registry import AttributeWanted, Registry
+
+INGEST_LOGIN = "bench_ingest"
+QUERY_LOGIN = "bench_query"
+TEMPLATE = "bench_template"
+# Devices that every fresh database knows already, with a stream that was opened once.
+KNOWN_DEVICES = 200
+
+_START_S = 60.0
+_STOP_S = 60.0
+_SHOWN = (
+    "server_version",
+    "fsync",
+    "full_page_writes",
+    "synchronous_commit",
+    "wal_level",
+    "shared_buffers",
+    "max_wal_size",
+)
+# What an ack promises; a figure without them means nothing.
+_MUST_BE_ON = ("fsync", "full_page_writes", "synchronous_commit")
+_STORED_TYPES = {"DOUBLE": "double", "INT64": "bigint", "BOOL": "boolean", "STRING": "text"}
+
+
+class BenchmarkVoid(Exception):
+    """The run does not show what it claims to: a setting is off, or data is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway process that serves."""
+
+    pid: int
+    target: str
+
+
+class Stack:
+    """One PostgreSQL server. Blocking; `prepare` once, then `fresh_database` as often as needed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._postgres = EmbeddedPostgres(directory / "postgres")
+
+    def __enter__(self) -> "Stack":
+        self._postgres.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._postgres.stop()
+
+    @property
+    def postgres_pid(self) -> int:
+        """The process id of the server's first process."""
+        pid = self._postgres.pid
+        if pid is None:
+            raise BenchmarkVoid("PostgreSQL has stopped")
+        return pid
+
+    def dsn(self, database: str, user: str = INGEST_LOGIN) -> str:
+        """Where a database is, for a login."""
+        return self._postgres.dsn(database, user)
+
+    def settings(self) -> dict[str, str]:
+        """The server's settings, as it says itself.
+
+        Raises BenchmarkVoid when one is off that durability depends on.
+        """
+        with self.admin() as connection:
+            shown = {}
+            for name in _SHOWN:
+                row = connection.execute(sql.SQL("SHOW {}").format(sql.Identifier(name))).fetchone()
+                assert row is not None
+                shown[name] = str(row[0])
+        for name in _MUST_BE_ON:
+            if shown[name] != "on":
+                raise BenchmarkVoid(f"{name} is {shown[name]}")
+        return shown
+
+    @contextmanager
+    def admin(self, database: str = "postgres") -> Iterator[psycopg.Connection]:
+        """A connection that may do everything, each statement a transaction."""
+        with psycopg.connect(self._postgres.dsn(database), autocommit=True) as connection:
+            yield connection
+
+    async def prepare(self) -> None:
+        """Make the template: the schema, a tenant, its attributes and devices, and partitions around today."""
+        self._postgres.ensure_database(TEMPLATE)
+        for login in (INGEST_LOGIN, QUERY_LOGIN):
+            self._postgres.ensure_login(login)
+        owner = self._postgres.dsn(TEMPLATE)
+        await migrate(owner)
+        await grant_logins(owner, {"ingest": [INGEST_LOGIN], "query": [QUERY_LOGIN]})
+        pool = make_pool(PoolSettings(self.dsn(TEMPLATE), Role.INGEST, max_size=2))
+        await pool.open()
+        try:
+            registry = Registry(pool, register_tenants=True, clock=time.monotonic)
+            tenant = await registry.tenant(TENANT)
+            assert tenant is not None
+            wanted = [AttributeWanted(a.name, ValueType(_STORED_TYPES[a.type.name])) for a in all_attributes()]
+            await registry.attributes(tenant, wanted)
+            for index in range(KNOWN_DEVICES):
+                name = device_name(index)
+                await registry.open_stream(tenant, name, ENTITY_TYPE, {}, uuid4(), most_unconfirmed=1)
+            today = int(datetime.now(UTC).timestamp()) * 1_000_000 // US_PER_DAY
+            await HistoryCoverage(pool).ensure(tenant.tenant_id, np.arange(today - 1, today + 2, dtype=np.int64))
+            await ensure_outbox(pool)
+        finally:
+            await pool.close()
+
+    @contextmanager
+    def fresh_database(self, name: str) -> Iterator[str]:
+        """A new copy of the template, dropped afterwards; everything before it is on disk."""
+        self.drop(name)
+        with self.admin() as connection:
+            connection.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(TEMPLATE))
+            )
+            connection.execute("CHECKPOINT")
+        try:
+            yield name
+        finally:
+            self.drop(name)
+
+    def drop(self, name: str) -> None:
+        """Drop a database if it is there."""
+        with self.admin() as connection:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    @contextmanager
+    def gateway(self, database: str) -> Iterator[Gateway]:
+        """A gateway on a database, with the default settings; stopped afterwards, the polite way."""
+        port, admin_port = free_port(), free_port()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ATLASCO_")}
+        environment |= {
+            "ATLASCO_DSN": self.dsn(database),
+            "ATLASCO_QUERY_DSN": self.dsn(database, QUERY_LOGIN),
+            "ATLASCO_LISTEN": f"127.0.0.1:{port}",
+            "ATLASCO_ADMIN_LISTEN": f"127.0.0.1:{admin_port}",
+        }
+        log_file = self._directory / "gateway.log"
+        with log_file.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bench.gateway_process"], env=environment, stdout=log, stderr=log
+            )
+        try:
+            _wait_ready(process, f"http://127.0.0.1:{admin_port}/readyz", log_file)
+            yield Gateway(process.pid, f"127.0.0.1:{port}")
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_ready(process: subprocess.Popen[bytes], url: str, log_file: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise BenchmarkVoid(f"the gateway ended at once: {log_file.read_text()[-2000:]}")
+        try:
+            with urllib.request.urlopen(url, timeout=1.0) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            pass
+        time.sleep(0.05)
+    raise BenchmarkVoid(f"the gateway was not ready within {_START_S:.0f} s")
