@@ -1,5 +1,6 @@
 """What a stream's aliases mean: definitions checked, registered, and laid out for lookup by array."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
@@ -17,6 +18,8 @@ _T = TypeVar("_T", bound=np.generic)
 MAX_ALIAS = 16_383
 MAX_NAME_BYTES = 128
 MAX_UNIT_BYTES = 32
+# What a person is told about one reading or alias; the protocol promises the bound to firmware with fixed buffers.
+MAX_TEXT_BYTES = 200
 
 # Value types as small numbers, for arrays.
 KINDS: Mapping[ValueType, int] = {
@@ -44,7 +47,7 @@ class AliasProblem:
     def to_wire(self) -> ingest_pb2.AliasError:
         """As the device is told."""
         reason = cast("ingest_pb2.RejectionReason.ValueType", int(self.reason))
-        return ingest_pb2.AliasError(alias=self.alias, reason=reason, text=self.text)
+        return ingest_pb2.AliasError(alias=self.alias, reason=reason, text=brief(self.text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +89,15 @@ class AliasTable:
         for alias, problem in problems.items():
             if 0 < alias <= MAX_ALIAS and alias not in resolved and alias not in self.definitions:
                 reason[alias] = problem.reason
+        # What stands, and one of each alias that there can be: a client may define others without end.
+        standing = {
+            alias: problem
+            for alias, problem in (*problems.items(), *self.problems.items())
+            if 0 < alias <= MAX_ALIAS and reason[alias] == problem.reason
+        }
         return AliasTable(
             definitions={**self.definitions, **definitions},
-            problems={**problems, **self.problems},
+            problems=standing,
             attribute=attribute,
             kind=kind,
             reason=reason,
@@ -109,9 +118,22 @@ def name_problem(name: str, most_bytes: int = MAX_NAME_BYTES) -> str | None:
         return "the name is empty"
     if len(name.encode()) > most_bytes:
         return f"the name has {len(name.encode())} bytes, at most {most_bytes} are allowed"
-    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+    if _holds_control(name):
         return "the name holds a control character"
     return None
+
+
+def brief(text: str) -> str:
+    """At most MAX_TEXT_BYTES bytes of a text."""
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= MAX_TEXT_BYTES:
+        return text
+    return encoded[: MAX_TEXT_BYTES - 3].decode("utf-8", "ignore") + "…"
+
+
+def _holds_control(text: str) -> bool:
+    # Those above U+007F too: the database refuses them, and with them everything that is registered beside them.
+    return not text.isprintable() and any(unicodedata.category(character) == "Cc" for character in text)
 
 
 def check(
@@ -131,8 +153,8 @@ def check(
         elif value_type is None:
             text = f"{definition.type} is not an attribute type"
             problems.append(AliasProblem(alias, Reason.ATTRIBUTE_DEFINITION_INVALID, text))
-        elif len(definition.unit.encode()) > MAX_UNIT_BYTES:
-            text = f"the unit has more than {MAX_UNIT_BYTES} bytes"
+        elif len(definition.unit.encode()) > MAX_UNIT_BYTES or _holds_control(definition.unit):
+            text = f"the unit has more than {MAX_UNIT_BYTES} bytes, or holds a control character"
             problems.append(AliasProblem(alias, Reason.ATTRIBUTE_DEFINITION_INVALID, text))
         else:
             new = (definition.name, value_type)
@@ -147,6 +169,9 @@ def check(
             elif held != new:
                 text = f"alias {alias} means {held[0]!r} ({held[1]}) on this stream and keeps that meaning"
                 problems.append(AliasProblem(alias, Reason.ALIAS_REDEFINED, text))
+            elif alias in table.problems:
+                # Defined before, and it could not be used then: it still cannot.
+                problems.append(table.problems[alias])
     return wanted, problems
 
 

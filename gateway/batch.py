@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gateway.decode import Received, decode
+from gateway.aliases import brief
+from gateway.decode import Received, count_by_type, decode
 from runtime.metrics import Metrics
 from storage.commit import UnaryRequest, Writer
 from storage.database import Pool
 from storage.errors import DataRefused, NoPartition
 from storage.model import BatchMessage, Bools, Columns, Names, Outcome, Reason, RejectedReading, WriteBatch, Written
 from storage.outbox import ensure_outbox
-from storage.partitions import HistoryCoverage, HistoryLimitReached, days_of
+from storage.partitions import HistoryCoverage, HistoryLimitReached, OutsideClockWindow, days_of
 from storage.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class Committer:
     def assemble(self, received: Sequence[Received], lane: int) -> WriteBatch:
         """Decode and check the messages; the bad readings are in the batch's rejections already."""
         decoded = decode(received, now_us=self._now_us(), max_string_bytes=self._max_string_bytes)
+        for value_type, count in count_by_type(received).items():
+            self._metrics.count("atlasco_readings_received", count, type=value_type)
         return WriteBatch(
             lane=lane,
             messages=[
@@ -94,7 +97,7 @@ class Committer:
                     extra={"entity_id": int(columns.entity[position]), "problem": text},
                 )
                 batch.messages[int(columns.source[position])].rejections.append(
-                    RejectedReading(int(columns.index[position]), Reason.STORAGE_REFUSED, text[:200])
+                    RejectedReading(int(columns.index[position]), Reason.STORAGE_REFUSED, brief(text))
                 )
             bad = np.zeros(len(columns), bool)
             bad[[position for position, _ in found]] = True
@@ -112,20 +115,25 @@ class Committer:
                 for columns in batch.readings.values()
             ]
             days = np.unique(np.concatenate([days_of(part.time_us) for part in parts] or [np.empty(0, np.int64)]))
-            full = ""
+            why, homeless_text = Reason.STORAGE_REFUSED, ""
             try:
                 await self._coverage.ensure(tenant_id, days)
             except HistoryLimitReached as error:
-                full = str(error)
+                homeless_text = str(error)
+            except OutsideClockWindow:
+                # The tenant's window was narrowed after the message had been judged by the wider one. Without a word
+                # here the lane would try the same batch for ever.
+                why, homeless_text = Reason.TIMESTAMP_TOO_OLD, "it lies outside the tenant's clock window"
             for value_type, columns in list(batch.readings.items()):
                 ours = columns.tenant == tenant_id
                 retired = ours & self._coverage.retired(tenant_id, columns.time_us)
                 text = "its time range has been retired"
                 bad = self._reject(batch, columns, retired, Reason.TIMESTAMP_TOO_OLD, text)
-                if full:
+                if homeless_text:
                     day = columns.time_us // 86_400_000_000
                     homeless = ours & ~retired & ~self._coverage.covered(tenant_id, day)
-                    bad |= self._reject(batch, columns, homeless, Reason.STORAGE_REFUSED, full[:200])
+                    # Not in place: `bad` and `retired` may be one array.
+                    bad = bad | self._reject(batch, columns, homeless, why, brief(homeless_text))
                 if bad.any():
                     batch.readings[value_type] = columns.take(~bad)
 
@@ -138,16 +146,19 @@ class Committer:
         return bad
 
     def _count(self, batch: WriteBatch, written: Written) -> None:
+        # What a stale stream sent was not written; what is REPEATED was, by a try that did not live to count it.
+        live = np.array([outcome is not Outcome.STALE for outcome in written.outcomes], bool)
         for value_type, columns in batch.readings.items():
-            self._metrics.count("atlasco_readings_committed", len(columns), type=value_type)
-        if written.copied:
-            for value_type, columns in batch.readings.items():
-                self._metrics.count("atlasco_copy_rows", len(columns), type=value_type)
-        if written.merged:
-            for value_type in batch.readings:
+            count = len(columns) if live.all() else int(np.count_nonzero(live[columns.source]))
+            self._metrics.count("atlasco_readings_committed", count, type=value_type)
+            if written.copied:
+                self._metrics.count("atlasco_copy_rows", count, type=value_type)
+            if written.merged and count:
                 self._metrics.count("atlasco_copy_conflicts", type=value_type)
+        for value_type, count in written.corrected.items():
+            self._metrics.count("atlasco_readings_corrected", count, type=value_type)
         for message, outcome in zip(batch.messages, written.outcomes, strict=True):
-            if outcome is Outcome.COMMITTED:
+            if outcome is not Outcome.STALE:
                 for rejection in message.rejections:
                     self._metrics.count("atlasco_readings_rejected", reason=rejection.reason.name)
                     if rejection.quarantined:

@@ -13,7 +13,7 @@ import numpy as np
 from atlasco.telemetry.v1 import ingest_pb2
 from numpy.typing import NDArray
 
-from gateway.aliases import KINDS, AliasTable
+from gateway.aliases import KINDS, AliasTable, brief
 from storage.model import Columns, Reason, RejectedReading, ValueType
 from storage.registry import Tenant
 
@@ -84,6 +84,14 @@ def count_readings(readings: ingest_pb2.Readings) -> int:
             column = getattr(readings, name)
             count += max(len(column.aliases), len(column.time_deltas_us), len(column.values))
     return count
+
+
+def count_by_type(messages: Sequence[Received]) -> dict[ValueType, int]:
+    """The readings of a flush by the type they were sent as."""
+    return {
+        value_type: sum(len(getattr(m.readings, name).values) for m in messages if m.readings.HasField(name))
+        for name, value_type, _ in _COLUMNS
+    }
 
 
 def decode(messages: Sequence[Received], *, now_us: int, max_string_bytes: int) -> Decoded:
@@ -227,7 +235,7 @@ def _check(
             max_string_bytes,
         )
         rejections[where].append(
-            RejectedReading(int(index[position]), Reason(int(reason[position])), text, bool(aside[position]))
+            RejectedReading(int(index[position]), Reason(int(reason[position])), brief(text), bool(aside[position]))
         )
 
     every = Columns(
@@ -293,12 +301,15 @@ def _is_utf8(text: bytes) -> bool:
 def _joined(parts: Sequence[Columns]) -> Columns:
     if len(parts) == 1:
         return parts[0]
-    return Columns(
+    joined = Columns(
         *(
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("tenant", "entity", "attribute", "time_us", "value", "source", "index", "historical")
         )
     )
+    # In order of arrival again: a double may have come as an integer in one message and as a double in the next, and
+    # of two values of one key the last one wins.
+    return joined.take(np.lexsort((joined.index, joined.source)))
 
 
 def _text(
@@ -326,4 +337,5 @@ def _text(
             most = message.tenant.window_future_us / 1e6
             return f"{name!r}: {ahead:.0f} s ahead, at most {most:.0f} s are allowed"
         case _:
-            return message.aliases.problems[alias].text
+            problem = message.aliases.problems.get(alias)
+            return problem.text if problem is not None else f"alias {alias} cannot be used"

@@ -1,5 +1,6 @@
 """The hello of a device stream: checked, and its dictionary resolved."""
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ MAX_LABEL_BYTES = 128
 # an operator may change what is kept of an attribute, or raise a quota.
 _CACHED = 512
 _CACHED_S = 30.0
+# In all of them together: ten thousand aliases are megabytes, and a client can send another list every time.
+_CACHED_ALIASES = 100_000
 
 
 def device_name(identity: Identity, named: str, field: str) -> str:
@@ -91,6 +94,7 @@ class Dictionaries:
         self._most_aliases = most_aliases
         self._clock = clock
         self._cache: OrderedDict[tuple[int, bytes], tuple[float, ResolvedDictionary]] = OrderedDict()
+        self._cached_aliases = 0
 
     async def resolve(self, tenant: Tenant, dictionary: ingest_pb2.Dictionary) -> ResolvedDictionary:
         """The alias table of a dictionary sent whole, or by an id that is known here.
@@ -98,17 +102,24 @@ class Dictionaries:
         Raises:
             StorageError: the registry could not be asked.
         """
-        key = (tenant.tenant_id, dictionary.SerializeToString(deterministic=True))
+        key = (tenant.tenant_id, hashlib.sha256(dictionary.SerializeToString(deterministic=True)).digest())
         cached = self._cache.get(key)
         if cached is not None and self._clock() - cached[0] < _CACHED_S:
             self._cache.move_to_end(key)
             return cached[1]
         resolved = await self._resolve(tenant, dictionary)
         if resolved.status != ingest_pb2.Welcome.DICTIONARY_STATUS_UNKNOWN:
+            self._forget(key)
             self._cache[key] = (self._clock(), resolved)
-            while len(self._cache) > _CACHED:
-                self._cache.popitem(last=False)
+            self._cached_aliases += len(resolved.table.reason)
+            while len(self._cache) > _CACHED or self._cached_aliases > _CACHED_ALIASES:
+                self._forget(next(iter(self._cache)))
         return resolved
+
+    def _forget(self, key: tuple[int, bytes]) -> None:
+        forgotten = self._cache.pop(key, None)
+        if forgotten is not None:
+            self._cached_aliases -= len(forgotten[1].table.reason)
 
     async def _resolve(self, tenant: Tenant, dictionary: ingest_pb2.Dictionary) -> ResolvedDictionary:
         aliases = dictionary.aliases

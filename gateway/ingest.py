@@ -16,8 +16,8 @@ from gateway.batch import wall_clock_us
 from gateway.config import GatewayConfig
 from gateway.hello import Dictionaries, check_hello, device_name
 from gateway.lanes import Lanes
-from gateway.status import Reason, Refusal, abort, refusal_of
-from gateway.stream import Context, DeviceStream
+from gateway.status import Reason, Refusal, abort, refusal_of, stream_superseded
+from gateway.stream import Context, DeviceStream, most_unconfirmed
 from gateway.unary import UnaryWriter
 from runtime.metrics import Metrics
 from storage.errors import StorageError
@@ -70,8 +70,6 @@ class IngestService:
         self._streams: dict[tuple[int, int], tuple[DeviceStream, Identity]] = {}
         self._open = 0
         self._stopping = False
-        self._all_closed = asyncio.Event()
-        self._all_closed.set()
         metrics.gauge("atlasco_streams_open", lambda: self._open)
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -88,14 +86,18 @@ class IngestService:
         )
 
     async def drain(self) -> None:
-        """Refuse new streams, ask the open ones to leave, and wait until they have, or the drain time is over."""
+        """Refuse new streams, ask the open ones to leave, and wait until they have, or the drain time is over.
+
+        A connection that has not said hello, or reads nothing, is not waited for: it has nothing to lose here.
+        """
         self._stopping = True
         for stream, _ in list(self._streams.values()):
             stream.ask_to_leave(ingest_pb2.ReconnectNotice.REASON_SHUTDOWN)
         try:
             # Twice the time streams have: once for the client to leave, once for the last acks.
             async with asyncio.timeout(2 * self._config.drain_timeout):
-                await self._all_closed.wait()
+                while unfinished := [stream for stream, _ in self._streams.values() if not stream.finished.is_set()]:
+                    await unfinished[0].finished.wait()
         except TimeoutError:
             log.warning("streams were still open when the drain time was over", extra={"streams": self._open})
 
@@ -112,7 +114,6 @@ class IngestService:
     async def stream_telemetry(self, _: Any, context: Context) -> None:
         """Serve one device stream."""
         self._open += 1
-        self._all_closed.clear()
         reason = "CONNECTION_LOST"
         try:
             await self._serve(context)
@@ -127,8 +128,6 @@ class IngestService:
             await abort(context, error)
         finally:
             self._open -= 1
-            if not self._open:
-                self._all_closed.set()
             self._metrics.count("atlasco_stream_closes", reason=reason)
 
     async def _serve(self, context: Context) -> None:
@@ -151,7 +150,7 @@ class IngestService:
             hello.entity_type,
             dict(hello.labels),
             session_id,
-            most_unconfirmed=self._config.max_unconfirmed,
+            most_unconfirmed=most_unconfirmed(self._config),
         )
         if opened is None:
             text = f"device {device!r} is not registered, and the tenant does not register devices on first sight"
@@ -171,6 +170,9 @@ class IngestService:
         )
         key = (tenant.tenant_id, opened.entity_id)
         older = self._streams.get(key)
+        if older is not None and older[0].epoch > opened.epoch:
+            # Two hellos at once; the database saw this one first, and the answers came the other way round.
+            raise stream_superseded()
         if older is not None:
             older[0].supersede()
         self._streams[key] = (stream, identity)
@@ -190,6 +192,7 @@ class IngestService:
         try:
             await stream.run(welcome)
         finally:
+            stream.finished.set()
             if self._streams.get(key) == (stream, identity):
                 del self._streams[key]
 

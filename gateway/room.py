@@ -32,6 +32,11 @@ class Room:
         self.total = total
         self._used = 0
         self._shares: dict[int, _Share] = {}
+        # Entries in all the shares' queues.
+        self._waiting = 0
+        # Somebody waits for the bound of all. Then nobody overtakes: small messages would otherwise take every piece
+        # of room as it comes free, and a large one would wait for ever.
+        self._crowded = False
 
     @property
     def used(self) -> int:
@@ -48,12 +53,11 @@ class Room:
         return None
 
     def enter_nowait(self, tenant_id: int, readings: int) -> bool:
-        """Take the room if it is there and nobody of the tenant waits for it."""
-        share = self._shares.setdefault(tenant_id, _Share())
-        if share.waiters or self.blocked(tenant_id, readings) is not None:
+        """Take the room if it is there and nobody waits for it who came first."""
+        share = self._shares.get(tenant_id)
+        if self._crowded or (share is not None and share.waiters) or self.blocked(tenant_id, readings) is not None:
             return False
-        share.used += readings
-        self._used += readings
+        self._take(self._shares.setdefault(tenant_id, _Share()), readings)
         return True
 
     async def enter(self, tenant_id: int, readings: int) -> None:
@@ -61,8 +65,9 @@ class Room:
         if self.enter_nowait(tenant_id, readings):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiters = self._shares[tenant_id].waiters
-        waiters.append((readings, turn))
+        self._shares.setdefault(tenant_id, _Share()).waiters.append((readings, turn))
+        self._waiting += 1
+        self._admit()
         try:
             await turn
         except asyncio.CancelledError:
@@ -70,37 +75,52 @@ class Room:
                 # The room was given in the very moment of the cancellation.
                 self.leave(tenant_id, readings)
             else:
-                waiters.remove((readings, turn))
+                # Whoever waited behind this one may fit where it did not.
+                self._admit()
+                self._forget_if_empty(tenant_id)
             raise
 
     def leave(self, tenant_id: int, readings: int) -> None:
         """Give room back, and let in who waits for it."""
-        share = self._shares[tenant_id]
-        share.used -= readings
-        self._used -= readings
+        self._take(self._shares.setdefault(tenant_id, _Share()), -readings)
         self._admit()
-        if not share.used and not share.waiters:
-            self._shares.pop(tenant_id, None)
+        self._forget_if_empty(tenant_id)
+
+    def _take(self, share: _Share, readings: int) -> None:
+        share.used += readings
+        self._used += readings
+
+    def _forget_if_empty(self, tenant_id: int) -> None:
+        share = self._shares.get(tenant_id)
+        if share is not None and not share.used and not share.waiters:
+            del self._shares[tenant_id]
 
     def _admit(self) -> None:
+        self._crowded = False
+        # The usual case, and it comes once for each message.
+        if not self._waiting:
+            return
         waiting = deque(tenant for tenant, share in self._shares.items() if share.waiters)
         while waiting:
             tenant = waiting.popleft()
             share = self._shares[tenant]
+            # A waiter that was cancelled is here until its task has had its turn, or until now.
+            while share.waiters and share.waiters[0][1].done():
+                share.waiters.popleft()
+                self._waiting -= 1
+            if not share.waiters:
+                continue
             readings, turn = share.waiters[0]
             bound = self.blocked(tenant, readings)
             if bound is Bound.GATEWAY:
+                self._crowded = True
                 return
             if bound is Bound.TENANT:
                 continue
             share.waiters.popleft()
-            if turn.cancelled():
-                waiting.append(tenant)
-                continue
-            share.used += readings
-            self._used += readings
+            self._waiting -= 1
+            self._take(share, readings)
             turn.set_result(None)
             # Last in the next round: the tenant that was let in is behind all others.
             self._shares[tenant] = self._shares.pop(tenant)
-            if share.waiters:
-                waiting.append(tenant)
+            waiting.append(tenant)

@@ -54,6 +54,15 @@ def read_token(xid: int) -> bytes:
     return xid.to_bytes(8, "big")
 
 
+def most_unconfirmed(config: GatewayConfig) -> int:
+    """The most messages of a session whose rejections can wait for their confirmation.
+
+    Over the configured bound the stream ends, but what it had out by then still commits. All of it has to be told
+    again: a confirmation covers everything up to a sequence, also what the client was never told.
+    """
+    return config.max_unconfirmed + config.credit_messages
+
+
 @dataclass(slots=True)
 class _Outstanding:
     """A message received and not yet acked."""
@@ -92,7 +101,7 @@ class DeviceStream:
         self._define = define
         self._config = config
         self._metrics = metrics
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._clock = loop.time
         self._ended: asyncio.Future[Refusal | None] = loop.create_future()
         self._notice: asyncio.Future[ingest_pb2.ReconnectNotice.Reason.ValueType] = loop.create_future()
@@ -114,6 +123,12 @@ class DeviceStream:
         self._rejections: deque[tuple[int, list[RejectedReading]]] = deque()
         self._unconfirmed = [ack.rejections[0].sequence for ack in opened.unconfirmed if ack.rejections]
         self._controls: deque[ingest_pb2.StreamTelemetryResponse] = deque()
+        # The sender starts no further write.
+        self._closing = False
+        # The client left a write unread for too long.
+        self._stuck = False
+        # Set when nothing more will be committed or acked here; all that is left to do is to tell the client so.
+        self.finished = asyncio.Event()
 
     # -- What others may do to the stream ---------------------------------------------------------------------------
 
@@ -121,6 +136,11 @@ class DeviceStream:
         """End the stream, with an error or well; the first to call decides."""
         if not self._ended.done():
             self._ended.set_result(refusal)
+
+    @property
+    def epoch(self) -> int:
+        """Which hello of the device this stream came with; the highest is the newest."""
+        return self._opened.epoch
 
     def supersede(self) -> None:
         """A newer stream of the device has taken over."""
@@ -151,7 +171,11 @@ class DeviceStream:
             leaving.cancel()
             if refusal is None or refusal.reason not in {Reason.STREAM_SUPERSEDED, Reason.SLOW_READER}:
                 await self._settle(sending)
-            sending.cancel()
+            self.finished.set()
+            # Not cancelled: a status that is sent while a write is still under way can get lost, and the client would
+            # wait for it for ever. The write ends when the client reads it, or with the connection.
+            self._closing = True
+            self._wake.set()
         if refusal is not None:
             raise refusal
 
@@ -165,7 +189,7 @@ class DeviceStream:
         """Let what was received commit and be acked before the stream ends; the client would resend it otherwise."""
         try:
             async with asyncio.timeout(self._config.drain_timeout):
-                while not sending.done() and (self._outstanding or self._controls or self._ack_due()):
+                while not (sending.done() or self._stuck) and (self._outstanding or self._controls or self._ack_due()):
                     self._progress.clear()
                     await self._progress.wait()
         except TimeoutError:
@@ -227,6 +251,9 @@ class DeviceStream:
             self._repeat_ack = True
             self._wake.set()
             return True
+        if len(self._unconfirmed) + len(self._outstanding) >= most_unconfirmed(self._config):
+            self._end_over_unconfirmed()
+            return False
         self._received = data.sequence
         message = self._weigh(data, size)
         self._metrics.count("atlasco_messages_received")
@@ -257,7 +284,8 @@ class DeviceStream:
             aliases=self._aliases,
             readings=data.readings,
             size=size,
-            count=count,
+            # An empty message waits like any other, and there must be a bound to how many do.
+            count=max(1, count),
             session_id=self._session_id,
             epoch=self._opened.epoch,
             sequence=data.sequence,
@@ -337,9 +365,12 @@ class DeviceStream:
             self._rejections.append((message.sequence, rejections))
             self._unconfirmed.append(message.sequence)
             if len(self._unconfirmed) > self._config.max_unconfirmed:
-                text = f"rejections of {len(self._unconfirmed)} messages wait for ConfirmRejections"
-                self.end(Refusal(Reason.UNCONFIRMED_REJECTIONS, text))
+                self._end_over_unconfirmed()
         self._wake.set()
+
+    def _end_over_unconfirmed(self) -> None:
+        text = f"rejections of {len(self._unconfirmed)} messages wait for ConfirmRejections"
+        self.end(Refusal(Reason.UNCONFIRMED_REJECTIONS, text))
 
     def _update_credit(self) -> None:
         spent = (
@@ -361,10 +392,10 @@ class DeviceStream:
         return self._committed > self._told or self._repeat_ack or bool(self._rejections)
 
     async def _send(self) -> None:
-        while True:
+        while not self._closing:
             await self._wake.wait()
             self._wake.clear()
-            while self._controls or self._ack_due():
+            while not self._closing and (self._controls or self._ack_due()):
                 if self._controls:
                     response = self._controls[0]
                     if not await self._write(response):
@@ -378,18 +409,26 @@ class DeviceStream:
                     self._acked(ack.committed_sequence)
 
     async def _write(self, response: ingest_pb2.StreamTelemetryResponse) -> bool:
+        giving_up = self._loop.call_later(self._config.write_timeout, self._give_up)
         try:
-            async with asyncio.timeout(self._config.write_timeout):
-                await self._context.write(response.SerializeToString())
-        except TimeoutError:
-            text = f"nothing was read from the stream for {self._config.write_timeout:g} s"
-            self.end(Refusal(Reason.SLOW_READER, text))
-            return False
+            await self._context.write(response.SerializeToString())
         except grpc.aio.BaseError:
             # The connection is gone; the client resumes elsewhere.
             self.end(None)
+            self._progress.set()
             return False
+        finally:
+            giving_up.cancel()
         return True
+
+    def _give_up(self) -> None:
+        """The client does not read. The write is left alone, see `run`; until it ends nothing more is kept for it."""
+        log.info("a client does not read its acks", extra={"device": self._device, "tenant": self._tenant.name})
+        self._stuck = True
+        text = f"nothing was read from the stream for {self._config.write_timeout:g} s"
+        self.end(Refusal(Reason.SLOW_READER, text))
+        # Whoever waits for what was to be sent waits in vain.
+        self._progress.set()
 
     def _compose_ack(self) -> ingest_pb2.Ack:
         """Everything committed so far; up to an earlier message when there are more rejections than one Ack holds."""

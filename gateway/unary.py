@@ -87,7 +87,8 @@ class UnaryWriter:
             raise _invalid("request_id", f"has {len(request.request_id)} bytes, not 16")
         if not request.devices:
             raise _invalid("devices", "is empty")
-        count = sum(count_readings(device.readings) for device in request.devices)
+        # A device costs a look into the registry, with readings or without.
+        count = sum(max(1, count_readings(device.readings)) for device in request.devices)
         if count > self._config.max_batch_readings:
             raise _invalid("devices", f"hold {count} readings, at most {self._config.max_batch_readings} are allowed")
         return request
@@ -97,8 +98,15 @@ class UnaryWriter:
     ) -> list[Received]:
         named = []
         for position, device in enumerate(request.devices):
-            named.append(device_name(identity, device.device_id, f"devices[{position}].device_id"))
-            check_description(device.entity_type, dict(device.labels))
+            try:
+                named.append(device_name(identity, device.device_id, "device_id"))
+                check_description(device.entity_type, dict(device.labels))
+            except Refusal as refusal:
+                if refusal.reason is not Reason.HELLO_INVALID:
+                    raise
+                # The rules are those of a hello; the answer is that of a request.
+                field = f"devices[{position}].{refusal.field}"
+                raise Refusal(Reason.REQUEST_INVALID, f"devices[{position}]: {refusal.text}", field=field) from None
         aliases, _ = await define(
             self._registry, tenant, AliasTable(), request.aliases, most_aliases=self._config.max_aliases
         )
@@ -121,7 +129,7 @@ class UnaryWriter:
                     aliases=aliases,
                     readings=device.readings,
                     size=device.ByteSize(),
-                    count=count,
+                    count=max(1, count),
                     sequence=position,
                     refused=refused,
                 )

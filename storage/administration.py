@@ -191,7 +191,7 @@ class Administration:
         with translated():
             rows = await self._rows("tenants", {"name": name})
         if not rows:
-            raise _no_tenant(name)
+            raise no_tenant(name)
         return _tenant_row(rows[0])
 
     async def _set(self, name: str, settings: TenantSettings) -> TenantRow:
@@ -211,7 +211,7 @@ class Administration:
             text = _BOUNDS.get(error.diag.constraint_name or "", error.diag.message_primary or str(error))
             raise SettingRefused(text) from error
         if not rows:
-            raise _no_tenant(name)
+            raise no_tenant(name)
         return await self.tenant(name)
 
     # -- devices
@@ -391,7 +391,7 @@ class Administration:
     async def _tenant_id(self, name: str) -> int:
         rows = await self._rows("tenant_id", [name])
         if not rows:
-            raise _no_tenant(name)
+            raise no_tenant(name)
         return int(rows[0][0])
 
     async def _rows(self, statement: str, parameters: Sequence[object] | Mapping[str, object]) -> list[tuple[Any, ...]]:
@@ -411,7 +411,8 @@ _BOUNDS = {
 }
 
 
-def _no_tenant(name: str) -> NotFound:
+def no_tenant(name: str) -> NotFound:
+    """The error for a tenant that does not exist."""
     return NotFound(f"there is no tenant {name!r}; `atlasco tenant list` shows them, `atlasco tenant create` makes one")
 
 

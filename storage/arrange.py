@@ -64,7 +64,11 @@ def arrange(readings: Mapping[ValueType, Columns], outcomes: Sequence[Outcome], 
     live = np.array([outcome is Outcome.COMMITTED for outcome in outcomes], bool)
     arranged: dict[ValueType, Columns] = {}
     superseded: list[tuple[int, RejectedReading]] = []
-    for value_type, part in readings.items():
+    # Always in one order of types, as well: batches come with theirs in any order.
+    for value_type in ValueType:
+        part = readings.get(value_type)
+        if part is None:
+            continue
         columns = part if live.all() else part.take(live[part.source])
         if not len(columns):
             continue
@@ -98,15 +102,19 @@ def _same_key_as_next(columns: Columns) -> Bools:
 
 
 def _overridden(columns: Columns, again: Bools) -> list[tuple[int, RejectedReading]]:
-    """Rejections for values that a later reading of the very same message replaced by another value.
+    """Rejections for readings whose own message says another value last, for the same key.
 
     Across messages the later one is an ordinary correction and nothing is said.
     """
     found = []
-    for position in np.flatnonzero(again).tolist():
-        later = position + 1
-        if columns.source[position] == columns.source[later] and differ(columns.value[position], columns.value[later]):
-            text = f"reading {columns.index[later]} has the same attribute and timestamp and another value"
+    same_message = again.copy()
+    same_message[:-1] &= columns.source[1:] == columns.source[:-1]
+    # Where each message's last word on a key stands.
+    lasts = np.flatnonzero(~same_message)
+    positions = np.flatnonzero(same_message)
+    for position, last in zip(positions.tolist(), lasts[np.searchsorted(lasts, positions)].tolist(), strict=True):
+        if differ(columns.value[position], columns.value[last]):
+            text = f"reading {columns.index[last]} has the same attribute and timestamp and another value"
             rejection = RejectedReading(int(columns.index[position]), Reason.SUPERSEDED_IN_MESSAGE, text)
             found.append((int(columns.source[position]), rejection))
     return found
@@ -114,7 +122,7 @@ def _overridden(columns: Columns, again: Bools) -> list[tuple[int, RejectedReadi
 
 def differ(one: Any, other: Any) -> bool:
     """Whether two values differ as PostgreSQL sees it: NaN equals NaN."""
-    return bool(one != other and not (one != one and other != other))
+    return bool(one != other and not (one != one and other != other))  # noqa: PLR0124 - only NaN is not itself
 
 
 def latest_candidates(columns: Columns) -> Columns:
@@ -123,13 +131,33 @@ def latest_candidates(columns: Columns) -> Columns:
         columns = columns.take(~columns.historical)
     if not len(columns):
         return columns
+    return columns.take(_last_of_series(columns))
+
+
+def latest_contenders(columns: Columns, changed: NDArray[np.intp], revision: Int32s) -> Columns:
+    """`latest_candidates`, together with a merge's corrections of readings that are no candidates; in order.
+
+    Such a correction does not move a latest value, but must reach the one that holds the very reading.
+    """
+    corrected = changed[revision > 0]
+    corrected = corrected[columns.historical[corrected]]
+    if not len(corrected):
+        return latest_candidates(columns)
+    positions = np.flatnonzero(~columns.historical)
+    contends = np.zeros(len(columns), bool)
+    contends[positions[_last_of_series(columns.take(positions))]] = True
+    contends[corrected] = True
+    return columns.take(contends)
+
+
+def _last_of_series(columns: Columns) -> Bools:
     last = np.ones(len(columns), bool)
     last[:-1] = (
         (columns.attribute[1:] != columns.attribute[:-1])
         | (columns.entity[1:] != columns.entity[:-1])
         | (columns.tenant[1:] != columns.tenant[:-1])
     )
-    return columns.take(last)
+    return last
 
 
 def all_new(columns: Columns) -> Changes:
@@ -148,9 +176,3 @@ def changed_only(columns: Columns, changed: NDArray[np.intp], revision: Int32s) 
     """The changes of a merge: the readings at the positions `changed`, with the revisions they took."""
     part = all_new(columns).take(changed)
     return Changes(part.tenant, part.entity, part.attribute, part.time_us, part.value, revision)
-
-
-def historical_corrections(columns: Columns, changed: NDArray[np.intp], revision: Int32s) -> Columns:
-    """Of a merge's changes, the corrections that are no candidates for the latest value."""
-    corrected = changed[revision > 0]
-    return columns.take(corrected[columns.historical[corrected]])

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
+from psycopg import AsyncCursor
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
@@ -162,6 +163,14 @@ def decode_array(data: bytes | memoryview | None, element: str) -> NDArray[Any]:
         return np.empty(0, native)
     elements = np.frombuffer(data, np.dtype([("size", ">i4"), ("value", element)]), offset=20)
     return elements["value"].astype(native)
+
+
+def received_arrays(cursor: AsyncCursor[tuple[Any, ...]], *elements: str) -> list[NDArray[Any]]:
+    """The first row of a binary result whose columns are arrays, decoded as by `decode_array`."""
+    result = cursor.pgresult
+    if result is None or any(result.fformat(i) != Format.BINARY for i in range(len(elements))):
+        raise AssertionError("a statement that answers with binary arrays did not")
+    return [decode_array(result.get_value(0, i), element) for i, element in enumerate(elements)]
 
 
 def _dumper(parameter: type[ArrayParameter]) -> type[Dumper]:

@@ -14,26 +14,24 @@ would otherwise fail every COPY first, and each failure leaves its dead rows beh
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 import numpy as np
-from atlasco.telemetry.v1 import ingest_pb2
 from psycopg import AsyncCursor, sql
-from psycopg.pq import Format
 
 from storage import binary
 from storage.arrange import (
     all_new,
     arrange,
     changed_only,
-    historical_corrections,
-    judge,
     latest_candidates,
+    latest_contenders,
 )
-from storage.binary import Int4Array, Int8Array, TimestampArray, UuidArray, decode_array, value_array
+from storage.binary import BoolArray, Int4Array, Int8Array, TimestampArray, received_arrays, value_array
 from storage.database import Connection, Pool
 from storage.errors import DataRefused, DuplicateKey, translated
+from storage.fence import Fence, fence_streams
 from storage.model import (
     BatchMessage,
     Changes,
@@ -45,7 +43,10 @@ from storage.model import (
     Written,
 )
 from storage.outbox import OutboxRow, encode_outbox
+from storage.rejections import store_rejections, stored_rejections, wire_rejections
 from storage.statements import statements
+
+__all__ = ["UnaryRequest", "Writer", "request_digest", "wire_rejections"]
 
 # Batches of a lane that merge without trying COPY, after one that had to. Short, because the usual cause is a
 # reconnect, whose repeated readings are over within a few batches.
@@ -95,8 +96,13 @@ class Writer:
         self._buckets = buckets
         self._merges_left = 0
 
-    async def write(self, batch: WriteBatch, request: UnaryRequest | None = None) -> Written:
-        """Write a batch and commit. Adds to its messages the rejections of superseded readings.
+    async def write(
+        self, batch: WriteBatch, request: UnaryRequest | None = None, *, fence: Fence = fence_streams
+    ) -> Written:
+        """Write a batch and commit; `fence` decides, in the same transaction, which of its messages count.
+
+        Adds to its messages the rejections of superseded readings. A repeated message has those it was committed
+        with, as far as its device has not confirmed them.
 
         Raises:
             DataRefused: the database refused a row; `find_refused` tells which.
@@ -105,34 +111,39 @@ class Writer:
         """
         if self._merges_left:
             self._merges_left -= 1
-            return await self._transaction(batch, request, merge=True)
+            return await self._transaction(batch, request, fence, merge=True)
         try:
-            return await self._transaction(batch, request, merge=False)
+            return await self._transaction(batch, request, fence, merge=False)
         except DuplicateKey:
             self._merges_left = _MERGE_STREAK
-            return await self._transaction(batch, request, merge=True)
+            return await self._transaction(batch, request, fence, merge=True)
 
-    async def _transaction(self, batch: WriteBatch, request: UnaryRequest | None, *, merge: bool) -> Written:
+    async def _transaction(
+        self, batch: WriteBatch, request: UnaryRequest | None, fence: Fence, *, merge: bool
+    ) -> Written:
         with translated():
             async with self._pool.connection() as connection:
-                outcomes = await _fence(connection, batch.messages)
+                outcomes = await fence(connection, batch.messages)
                 arranged = arrange(batch.readings, outcomes, buckets=self._buckets)
                 changes: dict[ValueType, Changes] = {}
-                corrected: dict[ValueType, Columns] = {}
+                contenders: dict[ValueType, Columns] = {}
                 for value_type, readings in arranged.readings.items():
                     if merge:
                         positions, revisions = await _merge(connection, value_type, readings)
                         changes[value_type] = changed_only(readings, positions, revisions)
-                        corrected[value_type] = historical_corrections(readings, positions, revisions)
+                        contenders[value_type] = latest_contenders(readings, positions, revisions)
                     else:
                         await _copy(connection, value_type, readings)
                         changes[value_type] = all_new(readings)
+                        contenders[value_type] = latest_candidates(readings)
                 row = encode_outbox(uuid4(), changes, batch.names, buckets=self._buckets)
                 rejections = _rejections(batch.messages, arranged.superseded, outcomes)
+                # Usually this batch's own first try, whose COMMIT nobody heard of: its device is still to be told.
+                told_before = await stored_rejections(connection, batch.messages, outcomes)
                 async with connection.pipeline():
-                    await _raise_latest(connection, arranged.readings, corrected)
+                    await _raise_latest(connection, contenders)
                     await _set_aside(connection, batch, outcomes)
-                    await _store_rejections(connection, batch.messages, rejections)
+                    await store_rejections(connection, batch.messages, rejections)
                     if row:
                         await _append_outbox(connection, batch.lane, row)
                     answer = await connection.execute(_SQL["writing_transaction"])
@@ -141,8 +152,8 @@ class Writer:
                 xid = int((await _one(answer))[0])
                 if request is not None:
                     await self._remember(connection, batch.messages, rejections, request, xid)
-        for message, told in zip(batch.messages, rejections, strict=True):
-            message.rejections = told
+        for position, message in enumerate(batch.messages):
+            message.rejections = told_before.get(position, rejections[position])
         count = sum(map(len, arranged.readings.values()))
         return Written(
             outcomes=outcomes,
@@ -150,7 +161,7 @@ class Writer:
             copied=0 if merge else count,
             merged=count if merge else 0,
             changes=row.changes if row else 0,
-            corrections=sum(int(np.count_nonzero(part.revision)) for part in changes.values()),
+            corrected={value_type: int(np.count_nonzero(part.revision)) for value_type, part in changes.items()},
         )
 
     async def _remember(
@@ -219,31 +230,6 @@ class Writer:
                     await _merge(connection, value_type, part)
 
 
-async def _fence(connection: Connection, messages: Sequence[BatchMessage]) -> list[Outcome]:
-    streams: dict[int, BatchMessage] = {}
-    for message in messages:
-        if message.epoch is not None:
-            held = streams.get(message.entity_id)
-            # Of two streams of one device only the newer can pass; of one stream the last message counts.
-            if held is None or (held.epoch or 0, held.sequence) < (message.epoch, message.sequence):
-                streams[message.entity_id] = message
-    if not streams:
-        return judge(messages, {})
-    fenced = sorted(streams.values(), key=lambda m: (m.tenant_id, m.entity_id))
-    parameters = {
-        "tenant": Int4Array([m.tenant_id for m in fenced]),
-        "entity": Int8Array([m.entity_id for m in fenced]),
-        "epoch": Int8Array([m.epoch for m in fenced]),
-        "sequence": Int8Array([m.sequence for m in fenced]),
-    }
-    async with connection.cursor(binary=True) as cursor:
-        # In a pipeline BEGIN travels with the statement.
-        async with connection.pipeline():
-            await cursor.execute(_SQL["fence_streams"], parameters)
-        entities, committed = _arrays(cursor, ">i8", ">i8")
-    return judge(messages, dict(zip(entities.tolist(), committed.tolist(), strict=True)))
-
-
 async def _copy(connection: Connection, value_type: ValueType, readings: Columns) -> None:
     async with connection.cursor() as cursor, cursor.copy(_COPY[value_type]) as copy:
         await copy.write(binary.copy_rows(value_type, readings))
@@ -265,7 +251,7 @@ async def _merge(
     """Positions of the readings that changed something, and the revisions they took."""
     async with connection.cursor(binary=True) as cursor:
         await cursor.execute(_BY_TYPE["merge_history", value_type], _keyed(value_type, readings))
-        *key, revision = _arrays(cursor, ">i4", ">i8", ">i4", ">i8", ">i4")
+        *key, revision = received_arrays(cursor, ">i4", ">i8", ">i4", ">i8", ">i4")
     taken = dict(zip(zip(*(part.tolist() for part in key), strict=True), revision.tolist(), strict=True))
     if not taken:
         return np.empty(0, np.intp), np.empty(0, np.int32)
@@ -275,16 +261,16 @@ async def _merge(
     return np.array([p for p, _ in changed], np.intp), np.array([r for _, r in changed], np.int32)
 
 
-async def _raise_latest(
-    connection: Connection, readings: Mapping[ValueType, Columns], corrected: Mapping[ValueType, Columns]
-) -> None:
-    for value_type, columns in readings.items():
-        candidates = latest_candidates(columns)
-        if len(candidates):
-            await connection.execute(_BY_TYPE["raise_latest", value_type], _keyed(value_type, candidates))
-    for value_type, columns in corrected.items():
-        if len(columns):
-            await connection.execute(_BY_TYPE["correct_latest", value_type], _keyed(value_type, columns))
+async def _raise_latest(connection: Connection, contenders: Mapping[ValueType, Columns]) -> None:
+    for value_type, columns in contenders.items():
+        if not len(columns):
+            continue
+        keyed = _keyed(value_type, columns)
+        if columns.historical.any():
+            keyed["historical"] = BoolArray(columns.historical)
+            await connection.execute(_BY_TYPE["correct_latest", value_type], keyed)
+        else:
+            await connection.execute(_BY_TYPE["raise_latest", value_type], keyed)
 
 
 async def _set_aside(connection: Connection, batch: WriteBatch, outcomes: Sequence[Outcome]) -> None:
@@ -308,39 +294,6 @@ def _rejections(
     return told
 
 
-def wire_rejections(sequence: int, rejections: Sequence[RejectedReading]) -> list[ingest_pb2.Rejection]:
-    """A message's rejections as the device is told them."""
-    return [
-        ingest_pb2.Rejection(
-            sequence=sequence,
-            index=rejection.index,
-            reason=cast("ingest_pb2.RejectionReason.ValueType", int(rejection.reason)),
-            text=rejection.text,
-            quarantined=rejection.quarantined,
-        )
-        for rejection in rejections
-    ]
-
-
-async def _store_rejections(
-    connection: Connection, messages: Sequence[BatchMessage], rejections: Sequence[list[RejectedReading]]
-) -> None:
-    rows = [
-        (message, ingest_pb2.Ack(rejections=wire_rejections(message.sequence, told)).SerializeToString())
-        for message, told in zip(messages, rejections, strict=True)
-        if told and message.session_id is not None
-    ]
-    if rows:
-        parameters = {
-            "tenant": Int4Array([m.tenant_id for m, _ in rows]),
-            "entity": Int8Array([m.entity_id for m, _ in rows]),
-            "session": UuidArray([m.session_id.bytes for m, _ in rows if m.session_id is not None]),
-            "sequence": Int8Array([m.sequence for m, _ in rows]),
-            "rejections": binary.ByteaArray([told for _, told in rows]),
-        }
-        await connection.execute(_SQL["store_rejections"], parameters)
-
-
 async def _append_outbox(connection: Connection, lane: int, row: OutboxRow) -> None:
     parameters = {
         "lane": lane,
@@ -360,11 +313,3 @@ async def _one(cursor: AsyncCursor[tuple[Any, ...]]) -> tuple[Any, ...]:
     if row is None:
         raise AssertionError("a statement that always has a row had none")
     return row
-
-
-def _arrays(cursor: AsyncCursor[tuple[Any, ...]], *elements: str) -> list[np.ndarray[Any, Any]]:
-    """The first row of a binary result, each column an array."""
-    result = cursor.pgresult
-    if result is None or any(result.fformat(i) != Format.BINARY for i in range(len(elements))):
-        raise AssertionError("a statement that answers with binary arrays did not")
-    return [decode_array(result.get_value(0, i), element) for i, element in enumerate(elements)]

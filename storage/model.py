@@ -213,4 +213,9 @@ class Written:
     merged: int
     # Changes in the outbox row, corrections (revision > 0) among them.
     changes: int
-    corrections: int
+    corrected: Mapping[ValueType, int]
+
+    @property
+    def corrections(self) -> int:
+        """Changes that replaced another value."""
+        return sum(self.corrected.values())

@@ -15,8 +15,10 @@ from storage.statements import statements
 
 _SQL = statements("registry.sql")
 
-# How long what an operator can change (windows, quotas, opt-outs) may be out of date in a gateway.
-_REFRESH_S = 15.0
+# How long what an operator can change may be out of date in a gateway: short for windows, which somebody widens and
+# then replays a file; longer for the attributes, of which there may be ten thousand to read.
+_TENANT_S = 1.0
+_ATTRIBUTES_S = 30.0
 # Dictionaries remembered for one tenant: far above the firmware versions of any fleet.
 _DICTIONARIES_PER_TENANT = 1_000
 
@@ -66,6 +68,7 @@ class _Known:
     tenant: Tenant
     attributes: dict[str, Attribute]
     read_at: float
+    attributes_read_at: float
 
 
 class Registry:
@@ -91,7 +94,8 @@ class Registry:
     async def tenant(self, name: str) -> Tenant | None:
         """A tenant; None when it is unknown and this gateway does not register tenants on first sight."""
         known = self._known.get(name)
-        if known is not None and self._clock() - known.read_at < _REFRESH_S:
+        now = self._clock()
+        if known is not None and now - known.read_at < _TENANT_S:
             return known.tenant
         row = await self._row("find_tenant", {"name": name})
         if row is None and self._register_tenants:
@@ -100,9 +104,12 @@ class Registry:
         if row is None:
             return None
         tenant = Tenant(*row)
+        if known is not None and now - known.attributes_read_at < _ATTRIBUTES_S:
+            known.tenant, known.read_at = tenant, now
+            return tenant
         rows = await self._rows("attributes", {"tenant": tenant.tenant_id})
         attributes = [_attribute(row) for row in rows]
-        self._known[name] = _Known(tenant, {a.name: a for a in attributes}, self._clock())
+        self._known[name] = _Known(tenant, {a.name: a for a in attributes}, now, now)
         self._attributes.update({a.attribute_id: a for a in attributes})
         return tenant
 

@@ -46,18 +46,38 @@ DO UPDATE SET ts = excluded.ts, {type}_value = excluded.{type}_value
  WHERE excluded.ts > l.ts OR (excluded.ts = l.ts AND excluded.{type}_value IS DISTINCT FROM l.{type}_value)
 
 -- name: correct_latest
--- A back-filled reading does not move the latest value, but a correction of the very reading that it holds must
--- reach it, or latest and history would disagree for ever.
-UPDATE latest_values l
-   SET {type}_value = c.value
-  FROM unnest(%(tenant)s, %(entity)s, %(attribute)s, %(ts)s, %(value)s) c (tenant_id, entity_id, attribute_id, ts, value)
- WHERE l.tenant_id = c.tenant_id AND l.entity_id = c.entity_id AND l.attribute_id = c.attribute_id AND l.ts = c.ts
+-- raise_latest for a batch that corrects back-filled readings as well. These do not move a latest value, but must reach
+-- the one that holds the very reading, or latest and history would disagree for ever. One statement for both, and one
+-- row for each latest value, in the order of the batch: two statements, or an UPDATE with a join, would lock the rows
+-- in an order of their own, and two writers could deadlock. What latest holds at that timestamp cannot change under
+-- this transaction: it has locked the reading in history.
+WITH contender AS (
+    SELECT c.tenant_id, c.entity_id, c.attribute_id, c.ts, c.value, c.place,
+           row_number() OVER (PARTITION BY c.tenant_id, c.entity_id, c.attribute_id ORDER BY c.ts DESC) AS rank
+      FROM unnest(%(tenant)s, %(entity)s, %(attribute)s, %(ts)s, %(value)s, %(historical)s)
+           WITH ORDINALITY c (tenant_id, entity_id, attribute_id, ts, value, historical, place)
+     WHERE NOT c.historical OR EXISTS (
+           SELECT FROM latest_values l
+            WHERE l.tenant_id = c.tenant_id AND l.entity_id = c.entity_id AND l.attribute_id = c.attribute_id
+              AND l.ts = c.ts)
+)
+INSERT INTO latest_values AS l (tenant_id, entity_id, attribute_id, ts, {type}_value)
+SELECT tenant_id, entity_id, attribute_id, ts, value FROM contender WHERE rank = 1 ORDER BY place
+ON CONFLICT (tenant_id, entity_id, attribute_id)
+DO UPDATE SET ts = excluded.ts, {type}_value = excluded.{type}_value
+ WHERE excluded.ts > l.ts OR (excluded.ts = l.ts AND excluded.{type}_value IS DISTINCT FROM l.{type}_value)
 
 -- name: store_rejections
 -- Told again after every reconnect until the device confirms them; so they commit with the sequence they belong to.
 INSERT INTO stream_rejections (tenant_id, entity_id, session_id, sequence, rejections)
 SELECT * FROM unnest(%(tenant)s, %(entity)s, %(session)s, %(sequence)s, %(rejections)s)
 ON CONFLICT DO NOTHING
+
+-- name: stored_rejections
+-- What repeated messages were rejected for when they committed.
+SELECT r.tenant_id, r.entity_id, r.session_id, r.sequence, r.rejections
+  FROM unnest(%(tenant)s, %(entity)s, %(session)s, %(sequence)s) a (tenant_id, entity_id, session_id, sequence)
+  JOIN stream_rejections r USING (tenant_id, entity_id, session_id, sequence)
 
 -- name: set_aside
 -- Readings outside the clock window of a tenant that wants them kept.

@@ -49,7 +49,8 @@ HOW A STREAM ENDS. Status, ErrorInfo.reason (google.rpc.ErrorInfo, domain "telem
   PERMISSION_DENIED   DEVICE_MISMATCH        a device named another device
   PERMISSION_DENIED   DEVICE_UNKNOWN         the tenant does not register devices on first sight
   UNAUTHENTICATED     …                      the peer's identity is missing or malformed
-  RESOURCE_EXHAUSTED  SLOW_READER            the client does not read its acks; reconnect with backoff
+  RESOURCE_EXHAUSTED  SLOW_READER            the client does not read its acks, behind which this status arrives once
+                                             it does; reconnect with backoff
   RESOURCE_EXHAUSTED  UNCONFIRMED_REJECTIONS too many rejections wait for ConfirmRejections
   RESOURCE_EXHAUSTED  (no ErrorInfo)         a message over the transport's hard limit of 4 MiB
   UNAVAILABLE         …                      reconnect with backoff

@@ -62,7 +62,9 @@ class IngestServiceServicer:
         """The same write for clients that cannot stream: back-fills, services, serverless functions.
         The call returns after commit. All its good readings commit in one transaction.
 
-        Errors: INVALID_ARGUMENT (REQUEST_INVALID: request_id is not 16 bytes, no devices, too many readings),
+        Errors: INVALID_ARGUMENT (MALFORMED_MESSAGE: not a WriteBatchRequest; REQUEST_INVALID: request_id is not 16 bytes,
+        no devices, a device's name, type or labels out of bounds, or too many readings, of which a device without any
+        counts as one; metadata "field"),
         ALREADY_EXISTS (REQUEST_ID_REUSED: the same request_id came with other content), PERMISSION_DENIED
         (DEVICE_MISMATCH, DEVICE_UNKNOWN), RESOURCE_EXHAUSTED with google.rpc.RetryInfo (overload: retry the same
         request after the delay), UNAVAILABLE (retry the same request with backoff).

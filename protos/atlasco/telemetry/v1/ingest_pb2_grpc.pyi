@@ -49,7 +49,8 @@ HOW A STREAM ENDS. Status, ErrorInfo.reason (google.rpc.ErrorInfo, domain "telem
   PERMISSION_DENIED   DEVICE_MISMATCH        a device named another device
   PERMISSION_DENIED   DEVICE_UNKNOWN         the tenant does not register devices on first sight
   UNAUTHENTICATED     …                      the peer's identity is missing or malformed
-  RESOURCE_EXHAUSTED  SLOW_READER            the client does not read its acks; reconnect with backoff
+  RESOURCE_EXHAUSTED  SLOW_READER            the client does not read its acks, behind which this status arrives once
+                                             it does; reconnect with backoff
   RESOURCE_EXHAUSTED  UNCONFIRMED_REJECTIONS too many rejections wait for ConfirmRejections
   RESOURCE_EXHAUSTED  (no ErrorInfo)         a message over the transport's hard limit of 4 MiB
   UNAVAILABLE         …                      reconnect with backoff
@@ -94,7 +95,9 @@ class IngestServiceStub:
     """The same write for clients that cannot stream: back-fills, services, serverless functions.
     The call returns after commit. All its good readings commit in one transaction.
 
-    Errors: INVALID_ARGUMENT (REQUEST_INVALID: request_id is not 16 bytes, no devices, too many readings),
+    Errors: INVALID_ARGUMENT (MALFORMED_MESSAGE: not a WriteBatchRequest; REQUEST_INVALID: request_id is not 16 bytes,
+    no devices, a device's name, type or labels out of bounds, or too many readings, of which a device without any
+    counts as one; metadata "field"),
     ALREADY_EXISTS (REQUEST_ID_REUSED: the same request_id came with other content), PERMISSION_DENIED
     (DEVICE_MISMATCH, DEVICE_UNKNOWN), RESOURCE_EXHAUSTED with google.rpc.RetryInfo (overload: retry the same
     request after the delay), UNAVAILABLE (retry the same request with backoff).
@@ -111,7 +114,9 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """The same write for clients that cannot stream: back-fills, services, serverless functions.
     The call returns after commit. All its good readings commit in one transaction.
 
-    Errors: INVALID_ARGUMENT (REQUEST_INVALID: request_id is not 16 bytes, no devices, too many readings),
+    Errors: INVALID_ARGUMENT (MALFORMED_MESSAGE: not a WriteBatchRequest; REQUEST_INVALID: request_id is not 16 bytes,
+    no devices, a device's name, type or labels out of bounds, or too many readings, of which a device without any
+    counts as one; metadata "field"),
     ALREADY_EXISTS (REQUEST_ID_REUSED: the same request_id came with other content), PERMISSION_DENIED
     (DEVICE_MISMATCH, DEVICE_UNKNOWN), RESOURCE_EXHAUSTED with google.rpc.RetryInfo (overload: retry the same
     request after the delay), UNAVAILABLE (retry the same request with backoff).
@@ -137,7 +142,9 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         """The same write for clients that cannot stream: back-fills, services, serverless functions.
         The call returns after commit. All its good readings commit in one transaction.
 
-        Errors: INVALID_ARGUMENT (REQUEST_INVALID: request_id is not 16 bytes, no devices, too many readings),
+        Errors: INVALID_ARGUMENT (MALFORMED_MESSAGE: not a WriteBatchRequest; REQUEST_INVALID: request_id is not 16 bytes,
+        no devices, a device's name, type or labels out of bounds, or too many readings, of which a device without any
+        counts as one; metadata "field"),
         ALREADY_EXISTS (REQUEST_ID_REUSED: the same request_id came with other content), PERMISSION_DENIED
         (DEVICE_MISMATCH, DEVICE_UNKNOWN), RESOURCE_EXHAUSTED with google.rpc.RetryInfo (overload: retry the same
         request after the delay), UNAVAILABLE (retry the same request with backoff).

@@ -1,0 +1,3 @@
+from tests.storage.conftest import database, module_database, new_database, postgres, template
+
+__all__ = ["database", "module_database", "new_database", "postgres", "template"]
