@@ -1,6 +1,6 @@
 """What waits to be loaded: one buffer per partition, and when a load is due. Pure: no clock, no I/O."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from storage.loader.decode import DecodedChanges, DecodedWatermark, Undecodable
 from storage.loader.snapshot import visible
@@ -110,7 +110,7 @@ def after_rebuild(decoded: DecodedChanges, rebuild: SnapshotFilter | None) -> Ch
     if rebuild is None:
         return changes
     if decoded.xid is None:
-        raise Undecodable("no xid header", tenant_id=changes.tenant_id, bucket=changes.key[1])
+        raise Undecodable("no xid header", tenant_id=changes.tenant_id, bucket=changes.bucket)
     if not visible(decoded.xid, rebuild.snapshot):
         return changes
     floor = rebuild.floors_us.get(changes.tenant_id)
@@ -120,9 +120,7 @@ def after_rebuild(decoded: DecodedChanges, rebuild: SnapshotFilter | None) -> Ch
             older = part.ts_us < floor
             if older.any():
                 kept[value_type] = part.take(older)
-    return ChangeSet(
-        changes.key, changes.tenant_id, changes.tenant, changes.deletes, kept, changes.entities, changes.attributes
-    )
+    return replace(changes, columns=kept)
 
 
 def due(buffers: "list[PartitionBuffer]", now: float, *, age_s: float, size_bytes: int) -> bool:

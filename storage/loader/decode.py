@@ -191,10 +191,12 @@ def _decode_changes(message: change_pb2.ChangeBatch) -> ChangeSet:
                     part, dtype, entity_ids, attribute_ids, message.base_time_us, deletes
                 )
     return ChangeSet(
-        key=(message.batch_id, message.bucket, message.part),
+        batch_id=message.batch_id,
         tenant_id=message.tenant_id,
         tenant=message.tenant,
+        bucket=message.bucket,
         deletes=deletes,
+        part=message.part,
         columns=columns,
         entities=entities,
         attributes=attributes,

@@ -26,6 +26,7 @@ from storage.loader.buffer import PartitionBuffer, due
 from storage.loader.config import LoaderConfig
 from storage.loader.dead_letters import UndecodableRecord
 from storage.loader.decode import DecodedChanges, Undecodable, decode, headers_of, visible_xid
+from storage.loader.lag import LogEnds
 from storage.loader.load import Batch, Load, TopicReplaced
 from storage.loader.position import Begin, Halted, decide
 from storage.loader.snapshot import visible
@@ -51,6 +52,7 @@ class Follower:
         warehouse: Warehouse,
         load: Load,
         topic_id: Callable[[], str | None],
+        ends: LogEnds,
         metrics: Metrics,
         *,
         at: AtStep = no_step,
@@ -61,6 +63,7 @@ class Follower:
         self._warehouse = warehouse
         self._load = load
         self._topic_id = topic_id
+        self._ends = ends
         self._metrics = metrics
         self._at = at
         self._clock = clock
@@ -77,6 +80,8 @@ class Follower:
         # Ours by the group's word, but without a place to begin yet.
         self._unplaced: set[int] = set()
         self._halted: dict[int, str] = {}
+        # Of every partition that is ours, what the warehouse wants next; None: it was not asked yet.
+        self._wanted: dict[int, int | None] = {}
         self._place_at = 0.0
         self._paused = False
         self._loading: tuple[Batch, Future[list[Outcome] | None]] | None = None
@@ -85,6 +90,7 @@ class Follower:
         self._assigned = False
         metrics.gauge("atlasco_loader_buffer_bytes", lambda: float(self._memory_bytes()))
         metrics.gauge("atlasco_loader_halted_partitions", lambda: float(len(self._halted)))
+        metrics.gauge("atlasco_loader_lag_records", lambda: float(ends.missing(dict(self._wanted))))
 
     @property
     def not_ready(self) -> str | None:
@@ -107,6 +113,8 @@ class Follower:
         Raises:
             BrokerError: one that trying again does not cure, such as a refused login.
         """
+        # What the last loader had no time to report, and how late the warehouse is before the first load.
+        self._load.report()
         consumer = Consumer(self._consumer_config, logger=log)
         with ThreadPoolExecutor(1, thread_name_prefix="load") as loads:
             try:
@@ -136,6 +144,7 @@ class Follower:
         ):
             self._begin_load(loads)
         self._pause_or_resume(consumer)
+        self._ends.look(self._wanted)
 
     # -- reading
 
@@ -210,6 +219,7 @@ class Follower:
         log.info("partitions assigned", extra={"partitions": sorted(p.partition for p in partitions)})
         self._forget_all()
         self._unplaced = {p.partition for p in partitions}
+        self._wanted = dict.fromkeys(self._unplaced)
         self._assigned = True
         self._place_at = 0.0
         # Nothing is read until the warehouse has said where to begin; it may not answer right now.
@@ -225,6 +235,7 @@ class Follower:
         self._undecodable.clear()
         self._unplaced.clear()
         self._halted.clear()
+        self._wanted = {}
         self._paused = False
 
     def _drop(self, partition: int) -> None:
@@ -264,6 +275,7 @@ class Follower:
         for partition in sorted(self._unplaced | self._halted.keys()):
             state = states.get(partition)
             low, high = self._log_range(consumer, partition)
+            self._wanted[partition] = 0 if state is None else state.next_offset
             match decide(state, topic_id, low, high):
                 case Begin():
                     begin[partition] = 0
@@ -346,6 +358,8 @@ class Follower:
         committed = []
         for unit, outcome in zip(batch.units, outcomes, strict=True):
             buffer = self._buffers.get(unit.partition)
+            if unit.partition in self._wanted:
+                self._wanted[unit.partition] = outcome.state.next_offset
             if outcome.loaded:
                 if buffer is not None:
                     committed.append(TopicPartition(self._topic, unit.partition, unit.end))

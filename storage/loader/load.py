@@ -4,7 +4,8 @@
 2. The topic still has the id that the units were read under. Looked at after they were read: a topic that was made anew
    begins at offset 0, and its records must not pass for the old one's.
 3. The warehouse takes the units, or says where their partitions stand instead.
-4. PostgreSQL learns how far each lane is loaded. Lost, it is caught up by the next load.
+4. PostgreSQL learns how far each lane is loaded, and says what time it is: the warehouse's lateness follows. Lost, it
+   is caught up by the next load.
 
 Kafka's own offsets come last, and elsewhere: `follow` commits them.
 """
@@ -17,6 +18,7 @@ from runtime.metrics import Metrics
 from storage.errors import StorageError
 from storage.kafka import TopicMissing
 from storage.loader.dead_letters import DeadLetterWriter, UndecodableRecord
+from storage.loader.lag import Lateness
 from storage.loader.retirement import LoadedLanes
 from storage.warehouse.port import Outcome, Unit, Warehouse
 
@@ -52,6 +54,8 @@ class Load:
         self._loaded_lanes = loaded_lanes
         self._topic_id = topic_id
         self._metrics = metrics
+        self._lateness = Lateness()
+        metrics.gauge("atlasco_loader_behind_seconds", self._lateness.seconds)
 
     def run(self, batch: Batch) -> list[Outcome]:
         """One attempt. After a retriable error the same batch may be tried again, whatever was done.
@@ -74,11 +78,16 @@ class Load:
         outcomes = self._warehouse.load(units)
         self._count(units, outcomes)
         # 4.
+        self.report()
+        return outcomes
+
+    def report(self) -> None:
+        """Step 4, which can do no harm at any time."""
         try:
-            self._loaded_lanes.report(self._warehouse.lanes_loaded())
+            primary_us = self._loaded_lanes.report(self._warehouse.lanes_loaded())
+            self._lateness.measured(self._warehouse.completeness().as_of_us, primary_us)
         except StorageError as error:
             log.warning("the progress could not be reported", extra={"error": str(error)})
-        return outcomes
 
     def _count(self, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> None:
         for unit, outcome in zip(units, outcomes, strict=True):

@@ -23,6 +23,7 @@ from storage.kafka import (
 from storage.loader.config import LoaderConfig
 from storage.loader.dead_letters import DeadLetterWriter, Redriven, redrive
 from storage.loader.follow import Follower
+from storage.loader.lag import LogEnds
 from storage.loader.load import Load
 from storage.loader.rebuild import LogEnd
 from storage.loader.retirement import PostgresLoadedLanes
@@ -53,7 +54,8 @@ def make_follower(
 
     load = Load(warehouse, DeadLetterWriter(producer, admin, kafka.topic), PostgresLoadedLanes(dsn), topic_id, metrics)
     consumer = consumer_config(kafka, CLIENT_ID, config.group)
-    return Follower(config, kafka.topic, consumer, warehouse, load, topic_id, metrics, at=at)
+    ends = LogEnds(admin, kafka.topic)
+    return Follower(config, kafka.topic, consumer, warehouse, load, topic_id, ends, metrics, at=at)
 
 
 async def run_loader(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -10,8 +10,19 @@ from numpy.typing import NDArray
 
 from storage.model import ValueType
 
-BatchKey: TypeAlias = tuple[bytes, int, int]
-"""(batch id, bucket, part): a change record's identity, however often it is delivered."""
+
+class BatchKey(NamedTuple):
+    """A change record's identity, however often it is delivered.
+
+    All five count: one write transaction may touch several tenants with devices in one bucket, write and delete in it,
+    and be split.
+    """
+
+    batch_id: bytes
+    tenant_id: int
+    bucket: int
+    deletes: bool
+    part: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +57,20 @@ class ChangedColumns:
 class ChangeSet:
     """What one change record says. Names map ids to names; an attribute's also to its value type."""
 
-    key: BatchKey
+    batch_id: bytes
     tenant_id: int
     tenant: str
+    bucket: int
     deletes: bool
+    part: int
     columns: Mapping[ValueType, ChangedColumns]
     entities: Mapping[int, str]
     attributes: Mapping[int, tuple[str, ValueType]]
+
+    @property
+    def key(self) -> BatchKey:
+        """The identity of the record."""
+        return BatchKey(self.batch_id, self.tenant_id, self.bucket, self.deletes, self.part)
 
     @property
     def rows(self) -> int:

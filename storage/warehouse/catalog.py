@@ -145,11 +145,18 @@ def known_batches(connection: Connection, keys: Sequence[BatchKey]) -> set[Batch
     """Those of the change records that were loaded before."""
     if not keys:
         return set()
-    ids, buckets, parts = zip(*keys, strict=True)
+    ids, tenants, buckets, deletes, parts = (list(column) for column in zip(*keys, strict=True))
     found = connection.execute(
-        SQL["known_batches"], {"ids": [UUID(bytes=i) for i in ids], "buckets": list(buckets), "parts": list(parts)}
+        SQL["known_batches"],
+        {
+            "ids": [UUID(bytes=i) for i in ids],
+            "tenants": tenants,
+            "buckets": buckets,
+            "deletes": deletes,
+            "parts": parts,
+        },
     )
-    return {(batch.bytes, bucket, part) for batch, bucket, part in found}
+    return {BatchKey(batch.bytes, *rest) for batch, *rest in found}
 
 
 def add_batches(connection: Connection, keys: Sequence[BatchKey]) -> None:
@@ -159,7 +166,12 @@ def add_batches(connection: Connection, keys: Sequence[BatchKey]) -> None:
     with connection.cursor() as cursor, cursor.copy(SQL["copy_batches"]) as copy:
         # In key order the index's pages are written once; the text is written by hand, for write_row costs as much
         # as decoding the record did.
-        copy.write("".join(f"{i.hex()}\t{bucket}\t{part}\n" for i, bucket, part in sorted(keys)))
+        copy.write(
+            "".join(
+                f"{key.batch_id.hex()}\t{key.tenant_id}\t{key.bucket}\t{key.deletes:d}\t{key.part}\n"
+                for key in sorted(keys)
+            )
+        )
 
 
 def add_files(connection: Connection, files: Sequence[NewFile]) -> None:

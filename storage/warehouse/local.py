@@ -63,6 +63,8 @@ class LocalLimits:
     batch_memory_s: float = 14 * 86400.0
     query_threads: int = 2
     query_memory_bytes: int = 1024 * 1024 * 1024
+    # How long a step waits for a connection to the catalog before it fails, to be tried again.
+    catalog_timeout_s: float = 10.0
 
 
 class LocalWarehouse:
@@ -72,8 +74,8 @@ class LocalWarehouse:
         self, directory: Path, catalog_dsn: str, *, limits: LocalLimits | None = None, at: AtStep = no_step
     ) -> None:
         self._folder = WarehouseFolder(directory)
-        self._catalog = Catalog(catalog_dsn)
         self._limits = limits or LocalLimits()
+        self._catalog = Catalog(catalog_dsn, timeout_s=self._limits.catalog_timeout_s)
         self._at = at
         # Encoding releases the interpreter; two files at a time fill the two cores that one machine has to spare.
         self._writers = ThreadPoolExecutor(2, thread_name_prefix="parquet")

@@ -4,8 +4,8 @@ A load, step by step:
 
 1. Encode the units' rows as Parquet, upload them, upload one manifest per table.
 2. In one transaction: LOCK the load lock, before anything that would take the snapshot; read the load state; drop
-   units whose partition stands elsewhere; COPY the identities of the change records into a temporary table and look which were
-   loaded before. If units or records have to be left out, roll back and go to 1 without them.
+   units whose partition stands elsewhere; COPY the identities of the change records into a temporary table and look
+   which were loaded before. If units or records have to be left out, roll back and go to 1 without them.
 3. Still in it: COPY the readings straight into their tables (what they hold is known to be new, so staging them would
    only write everything twice), merge the names by anti-join, then identities, watermarks, dead letters, offsets.
 4. Commit. If the connection is lost here nobody knows how it went: the load state is read again, and says.
@@ -70,7 +70,9 @@ _ATTEMPTS = 5
 _BATCHES = pa.schema(
     [
         pa.field("batch_id", pa.string()),
+        pa.field("tenant_id", pa.int32()),
         pa.field("bucket", pa.int32()),
+        pa.field("deletes", pa.bool_()),
         pa.field("part", pa.int32()),
         pa.field("loaded_us", pa.int64()),
     ]
@@ -214,10 +216,12 @@ class RedshiftWarehouse:
     def _identities(self, units: Sequence[Unit], known: Collection[BatchKey]) -> pa.Table:
         keys = sorted({change.key for unit in units for change in distinct(unit.changes, known)})
         now = int(self._clock() * 1_000_000)
-        columns = [
-            [key[0].hex() for key in keys],
-            [key[1] for key in keys],
-            [key[2] for key in keys],
+        columns: list[list[Any]] = [
+            [key.batch_id.hex() for key in keys],
+            [key.tenant_id for key in keys],
+            [key.bucket for key in keys],
+            [key.deletes for key in keys],
+            [key.part for key in keys],
             [now] * len(keys),
         ]
         return pa.Table.from_arrays(
@@ -245,7 +249,7 @@ class RedshiftWarehouse:
             if "batches" in manifests:
                 execute(cursor, SQL["stage_batches"])
                 self._copy(cursor, "staged_batches", manifests["batches"])
-                found = {(bytes.fromhex(i), bucket, part) for i, bucket, part in rows(cursor, SQL["known_batches"])}
+                found = {BatchKey(bytes.fromhex(i), *rest) for i, *rest in rows(cursor, SQL["known_batches"])}
                 if found:
                     execute(cursor, SQL["drop_staged_batches"])
                     return refused, found

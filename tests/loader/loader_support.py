@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from psycopg import sql
 
 from embedded.kafka import EmbeddedKafka
 from runtime.metrics import MemoryMetrics
@@ -20,10 +22,12 @@ from storage.kafka import KafkaConfig
 from storage.loader.config import LoaderConfig
 from storage.loader.follow import Follower
 from storage.loader.process import make_follower
-from storage.warehouse.local import LocalWarehouse
+from storage.warehouse.local import LocalLimits, LocalWarehouse
 from storage.warehouse.port import Warehouse
 from storage.warehouse.steps import AtStep, no_step
 from tests.warehouse_fixtures import Record, TestDatabase
+
+LOADER_LOGIN = "test_loader"
 
 _topics = itertools.count(1)
 
@@ -36,6 +40,22 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -
             raise AssertionError(f"{what}: not within {timeout_s:g} s")
         time.sleep(0.02)
     return found
+
+
+@dataclass
+class AsLoader(TestDatabase):
+    """A database as a login sees it that is a member of atlasco_loader and of nothing else."""
+
+    @property
+    def dsn(self) -> str:
+        return self.server.dsn(self.name, LOADER_LOGIN)
+
+
+def as_loader(database: TestDatabase) -> AsLoader:
+    database.server.ensure_login(LOADER_LOGIN)
+    with psycopg.connect(database.server.dsn(), autocommit=True) as connection:
+        connection.execute(sql.SQL("GRANT atlasco_loader TO {}").format(sql.Identifier(LOADER_LOGIN)))
+    return AsLoader(database.server, database.name)
 
 
 @dataclass
@@ -151,10 +171,9 @@ class Running:
         **config: Any,
     ) -> LoaderThread:
         """Start a loader with an adapter of its own."""
-        target = warehouse or LocalWarehouse(directory, database.dsn, at=at)
-        settings = LoaderConfig(
-            group="atlasco-loader-" + log.topic, **({"age_s": 0.2, "retry_s": 0.5, "session_s": 2.0} | config)
-        )
+        target = warehouse or LocalWarehouse(directory, database.dsn, limits=LocalLimits(catalog_timeout_s=1.0), at=at)
+        defaults = {"age_s": 0.2, "retry_s": 0.5, "session_s": 2.0, "group": "atlasco-loader-" + log.topic}
+        settings = LoaderConfig(**(defaults | config))
         metrics = MemoryMetrics()
         follower = make_follower(settings, log.settings, database.dsn, target, metrics, at=at)
         failures: list[BaseException] = []

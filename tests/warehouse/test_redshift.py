@@ -1,5 +1,6 @@
 """Redshift's adapter against the stand-in: what goes wrong on the way, and what is on the wire."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,11 +21,20 @@ from tests.warehouse_fixtures import change_set, doubles, expected, held
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:ssl\.:DeprecationWarning"),
     # A connection that fails while it is made, the driver leaves to the garbage collector.
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <(ssl.SSLS|socket.s)ocket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <(ssl.SSLS|socket.s)ocket:pytest.PytestUnraisableExceptionWarning"
+    ),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
 
 TOPIC = "topic-id-1"
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Has the garbage collector find those connections here, and not in somebody else's test."""
+    yield
+    gc.collect()
 
 
 class Died(BaseException):
@@ -91,8 +101,7 @@ def test_a_connection_cut_after_the_commit_is_settled_by_the_state(
 
     def on_statement(text: str) -> None:
         nonlocal commits
-        # The commit of the load itself: by then another "process" has loaded the very same unit, as if this commit had
-        # come through and its answer had not.
+        # The commit of the load itself: it is carried out, and its answer is lost.
         if text.strip().upper() == "COMMIT" and stand_in.copies.count("atlasco.base_double") == 1 and commits == 0:
             commits += 1
             stand_in.after_next_commit = True
@@ -192,7 +201,8 @@ def test_a_wrong_password_is_refused(stand_in: RedshiftStandIn) -> None:
 
 
 def test_login_with_iam_takes_no_password() -> None:
-    login = RedshiftLogin.parse("redshift://loader@host.example/telemetry", cluster="serverless:main", region="eu-west-1")
+    dsn = "redshift://loader@host.example/telemetry"
+    login = RedshiftLogin.parse(dsn, cluster="serverless:main", region="eu-west-1")
     given = login.arguments()
     assert (given["iam"], given["serverless_work_group"], given["ssl"], given["sslmode"]) == (
         True,
@@ -203,7 +213,7 @@ def test_login_with_iam_takes_no_password() -> None:
     assert "password" not in given
     assert "secret" not in repr(RedshiftLogin.parse("redshift://u:secret@h/d"))
     with pytest.raises(ValueError, match="ATLASCO_REDSHIFT_CLUSTER"):
-        RedshiftLogin.parse("redshift://loader@host.example/telemetry")
+        RedshiftLogin.parse(dsn)
 
 
 @pytest.mark.skipif(

@@ -131,6 +131,41 @@ def test_parts_of_one_batch_are_different_records(warehouse: Warehouse) -> None:
     assert len(held(warehouse)) == 6
 
 
+BATCH = b"b" * 16
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["one load", "one after the other"])
+def test_tenants_and_operations_of_one_batch_are_different_records(warehouse: Warehouse, at_once: bool) -> None:
+    opened(warehouse)
+    values, others = doubles(3), doubles(3, entity=2)
+    records = [
+        change_set(values, batch_id=BATCH, bucket=5),
+        change_set(others, batch_id=BATCH, bucket=5, tenant=2),
+        change_set([(*values[0][:3], None)], batch_id=BATCH, bucket=5, deletes=True),
+        change_set([(*others[1][:3], None)], batch_id=BATCH, bucket=5, deletes=True, tenant=2),
+    ]
+    again = unit(4, 8, *records)
+    if at_once:
+        load(warehouse, unit(0, 4, *records))
+    else:
+        for offset, record in enumerate(records):
+            (outcome,) = load(warehouse, unit(offset, offset + 1, record))
+            assert outcome.duplicates == 0
+    content = expected(values[1:]) | expected([others[0], others[2]], tenant=2)
+    assert held(warehouse) == content
+    (outcome,) = load(warehouse, again)
+    assert (outcome.rows, outcome.duplicates) == (0, 4)
+    assert held(warehouse) == content
+
+
+def test_a_redriven_record_is_not_taken_for_another_tenants(warehouse: Warehouse) -> None:
+    opened(warehouse)
+    letter = DeadLetter(0, 1, "torn")
+    load(warehouse, unit(0, 2, change_set(doubles(2), batch_id=BATCH), dead_letters=[letter]))
+    assert warehouse.redrive(letter, change_set(doubles(2), batch_id=BATCH, tenant=2))
+    assert held(warehouse) == expected(doubles(2)) | expected(doubles(2), tenant=2)
+
+
 def test_two_loaders_load_once(warehouse: Warehouse) -> None:
     opened(warehouse)
     mine = unit(0, 5, change_set(doubles(50)))

@@ -61,13 +61,16 @@ CREATE TABLE warehouse.files (
 CREATE INDEX files_in_use ON warehouse.files (kind) WHERE removed_at IS NULL;
 CREATE INDEX files_removed ON warehouse.files (removed_at) WHERE removed_at IS NOT NULL;
 
--- The change records that were loaded: a record may be delivered again.
+-- The change records that were loaded: a record may be delivered again. The key is a record's whole identity: one write
+-- transaction may touch several tenants in one bucket, and write and delete in it.
 CREATE TABLE warehouse.batches (
     batch_id  uuid        NOT NULL,
+    tenant_id integer     NOT NULL,
     bucket    smallint    NOT NULL,
+    deletes   boolean     NOT NULL,
     part      integer     NOT NULL,
     loaded_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (batch_id, bucket, part)
+    PRIMARY KEY (batch_id, tenant_id, bucket, deletes, part)
 );
 CREATE INDEX batches_by_age ON warehouse.batches USING brin (loaded_at);
 

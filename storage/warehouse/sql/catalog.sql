@@ -51,12 +51,13 @@ UPDATE warehouse.load_state s SET snapshot = NULL, snapshot_through_us = NULL
 
 -- name: known_batches
 -- Under the lock of their partition: a change record always comes in the same partition.
-SELECT b.batch_id, b.bucket, b.part
-  FROM unnest(%(ids)s::uuid[], %(buckets)s::smallint[], %(parts)s::integer[]) AS n (batch_id, bucket, part)
-  JOIN warehouse.batches b USING (batch_id, bucket, part)
+SELECT b.batch_id, b.tenant_id, b.bucket, b.deletes, b.part
+  FROM unnest(%(ids)s::uuid[], %(tenants)s::integer[], %(buckets)s::smallint[], %(deletes)s::boolean[],
+              %(parts)s::integer[]) AS n (batch_id, tenant_id, bucket, deletes, part)
+  JOIN warehouse.batches b USING (batch_id, tenant_id, bucket, deletes, part)
 
 -- name: copy_batches
-COPY warehouse.batches (batch_id, bucket, part) FROM STDIN
+COPY warehouse.batches (batch_id, tenant_id, bucket, deletes, part) FROM STDIN
 
 -- name: add_file
 INSERT INTO warehouse.files (kind, path, rows, bytes, min_tenant, max_tenant, min_ts_us, max_ts_us)

@@ -22,7 +22,8 @@ CREATE TABLE IF NOT EXISTS atlasco.rebuild_floors (tenant_id INTEGER NOT NULL, f
 
 -- name: create_batches
 CREATE TABLE IF NOT EXISTS atlasco.batches (
-    batch_id VARCHAR(32) NOT NULL, bucket INTEGER NOT NULL, part INTEGER NOT NULL, loaded_us BIGINT NOT NULL)
+    batch_id VARCHAR(32) NOT NULL, tenant_id INTEGER NOT NULL, bucket INTEGER NOT NULL, deletes BOOLEAN NOT NULL,
+    part INTEGER NOT NULL, loaded_us BIGINT NOT NULL)
 DISTKEY (batch_id) SORTKEY (loaded_us)
 
 -- name: create_watermarks
@@ -143,15 +144,17 @@ UPDATE atlasco.load_state SET next_offset = %s WHERE partition = %s
 UPDATE atlasco.load_state SET snapshot = NULL, snapshot_through_us = NULL WHERE partition = %s
 
 -- name: stage_batches
-CREATE TEMP TABLE staged_batches (batch_id VARCHAR(32), bucket INTEGER, part INTEGER, loaded_us BIGINT)
+CREATE TEMP TABLE staged_batches (
+    batch_id VARCHAR(32), tenant_id INTEGER, bucket INTEGER, deletes BOOLEAN, part INTEGER, loaded_us BIGINT)
 
 -- name: known_batches
-SELECT s.batch_id, s.bucket, s.part FROM staged_batches s
-  JOIN atlasco.batches b ON b.batch_id = s.batch_id AND b.bucket = s.bucket AND b.part = s.part
+SELECT s.batch_id, s.tenant_id, s.bucket, s.deletes, s.part FROM staged_batches s
+  JOIN atlasco.batches b ON b.batch_id = s.batch_id AND b.tenant_id = s.tenant_id AND b.bucket = s.bucket
+       AND b.deletes = s.deletes AND b.part = s.part
 
 -- name: add_batches
-INSERT INTO atlasco.batches (batch_id, bucket, part, loaded_us)
-SELECT batch_id, bucket, part, loaded_us FROM staged_batches
+INSERT INTO atlasco.batches (batch_id, tenant_id, bucket, deletes, part, loaded_us)
+SELECT batch_id, tenant_id, bucket, deletes, part, loaded_us FROM staged_batches
 
 -- name: drop_staged_batches
 DROP TABLE staged_batches
