@@ -14,20 +14,21 @@ FROM ${PYTHON_IMAGE} AS build
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore \
-    # Every wheel, the build's own tools included, in the version that was tested.
-    PIP_CONSTRAINT=/src/docker/constraints.txt \
-    PIP_BUILD_CONSTRAINT=/src/docker/constraints.txt
+    # Every wheel in the version that was tested. The file pins what development needs too; it only constrains, so
+    # none of that is installed.
+    PIP_CONSTRAINT=/src/constraints.txt \
+    PIP_BUILD_CONSTRAINT=/src/constraints.txt
 
 WORKDIR /src
 
 # Dependencies first: this layer is built again when they change, not with every line of code. What embeds servers, and
 # what develops, stays out.
-COPY pyproject.toml docker/constraints.txt docker/requirements.py docker/
-RUN python docker/requirements.py docker/pyproject.toml > docker/requirements.txt \
+COPY pyproject.toml constraints.txt docker/requirements.py ./
+RUN python requirements.py pyproject.toml > /tmp/requirements.txt \
     # Without pip: the venv goes into the image, the installer does not.
     && python -m venv --without-pip /opt/atlasco \
     # Wheels only: nothing is compiled here, and nothing runs a stranger's build script.
-    && pip --python /opt/atlasco/bin/python install --only-binary=:all: --requirement docker/requirements.txt \
+    && pip --python /opt/atlasco/bin/python install --only-binary=:all: --requirement /tmp/requirements.txt \
     # Headers and tests of the large ones: nobody compiles against them or tests them here.
     && cd /opt/atlasco/lib/python3.*/site-packages \
     && rm -rf pyarrow/include pyarrow/tests numpy/_core/include numpy/tests numpy/*/tests
@@ -35,7 +36,7 @@ RUN python docker/requirements.py docker/pyproject.toml > docker/requirements.tx
 COPY . .
 RUN pip --python /opt/atlasco/bin/python install --no-deps . \
     # What a command imports must be installed: find out here, not in a cluster.
-    && for command in serve relay load warehouse rebuild migrate maintain tenant pki query simulate; do \
+    && for command in serve relay load rollup warehouse rebuild migrate maintain tenant pki query simulate; do \
          /opt/atlasco/bin/atlasco "$command" --help > /dev/null || exit 1; \
        done
 

@@ -25,7 +25,7 @@ demo: setup ## run the whole stack here with simulated devices; DURATION=20 DEVI
 		$(if $(DURATION),--duration $(DURATION)) $(if $(DEVICES),--devices $(DEVICES)) $(if $(RATE),--rate $(RATE))
 
 test: setup node_modules lint typecheck ## check and test everything; PYTEST='tests/gateway -k lanes' for a part
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest $(if $(PYTEST),$(PYTEST),--numprocesses 2 --dist loadfile)
 
 lint: setup ## style and protocol
 	$(BIN)/ruff check .

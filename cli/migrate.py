@@ -16,10 +16,10 @@ from storage.migrations import grant_logins, migrate, schema_state
 EPILOG = """\
 A fresh database gets every migration in order; one that is up to date is left alone. Any number of these may run at
 once: one works, the others wait. A migration that fails leaves no trace. A database that a newer release has migrated
-is refused.
+is left as it is, and refused only where that release changed something that this one needs.
 
-The login needs to own the database, and CREATEROLE unless the roles atlasco_ingest, atlasco_query, atlasco_relay and
-atlasco_loader exist.
+The login needs to own the database, and CREATEROLE unless the roles atlasco_ingest, atlasco_query, atlasco_relay,
+atlasco_loader and atlasco_rollup exist.
 
 examples:
   atlasco migrate --dsn postgresql://owner@db/telemetry     apply what is missing
@@ -71,6 +71,9 @@ class MigrateConfig(OwnerConfig):
     )
     grant_loader: tuple[str, ...] = setting(
         "ATLASCO_GRANT_LOADER", (), "Existing login roles that may load the local warehouse.", parse=names
+    )
+    grant_rollup: tuple[str, ...] = setting(
+        "ATLASCO_GRANT_ROLLUP", (), "Existing login roles that may keep rollups and projections.", parse=names
     )
     lock_timeout_s: float = setting(
         "ATLASCO_MIGRATE_LOCK_TIMEOUT",
@@ -134,6 +137,8 @@ async def _run(arguments: argparse.Namespace) -> int:
         if arguments.list:
             for migration in state.applied:
                 print(f"applied  {migration}")
+            for row in state.newer:
+                print(f"newer    {row}")
         for migration in state.pending:
             print(f"pending  {migration}")
         return 1 if arguments.check and state.pending else 0
@@ -144,6 +149,7 @@ async def _run(arguments: argparse.Namespace) -> int:
         "query": config.grant_query,
         "relay": config.grant_relay,
         "loader": config.grant_loader,
+        "rollup": config.grant_rollup,
     }
     for line in await grant_logins(config.dsn, logins):
         print(line)

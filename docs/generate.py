@@ -6,13 +6,19 @@ from typing import Any
 
 from cli.load import CONFIGS as LOAD
 from cli.relay import CONFIGS as RELAY
+from cli.rollup import CONFIGS as ROLLUP
 from cli.serve import CONFIGS as SERVE
 from runtime.config import describe_settings
 from runtime.metric_definitions import describe_metrics
 
 HERE = Path(__file__).resolve().parent
 
-PROCESSES: dict[str, tuple[type[Any], ...]] = {"atlasco serve": SERVE, "atlasco relay": RELAY, "atlasco load": LOAD}
+PROCESSES: dict[str, tuple[type[Any], ...]] = {
+    "atlasco serve": SERVE,
+    "atlasco relay": RELAY,
+    "atlasco load": LOAD,
+    "atlasco rollup": ROLLUP,
+}
 
 
 def pages() -> dict[str, str]:

@@ -47,9 +47,9 @@ FROM_OUTPUTS: Mapping[str, Callable[[Outputs], Any]] = {
     "secret-postgres-owner": lambda out: out["secret_arns"]["postgres_owner"],
     "secret-postgres-ingest": lambda out: out["secret_names"]["postgres_ingest"],
     "secret-postgres-query": lambda out: out["secret_names"]["postgres_query"],
-    # Relay and loader sign in as the gateway's role does, which the migration makes a member of theirs.
-    "secret-postgres-relay": lambda out: out["secret_names"]["postgres_ingest"],
-    "secret-postgres-loader": lambda out: out["secret_names"]["postgres_ingest"],
+    "secret-postgres-relay": lambda out: out["secret_names"]["postgres_relay"],
+    "secret-postgres-loader": lambda out: out["secret_names"]["postgres_loader"],
+    "secret-postgres-rollup": lambda out: out["secret_names"]["postgres_rollup"],
     "secret-warehouse-loader": lambda out: out["secret_names"]["warehouse_loader"],
 }
 

@@ -6,12 +6,18 @@ for people who load it by hand; a test compares the catalogs of a database made 
 
 To change the schema:
 
-1. Write `storage/sql/migrations/NNNN_what_changes.sql`, with the next number and without BEGIN and COMMIT. Gateways
+1. Write `storage/sql/migrations/NNNN_what_changes.sql`, with the next number and without BEGIN and COMMIT. Processes
    of the version before keep running while it is applied: add, do not rename; take no long lock (a NOT NULL column
    needs a default, an index on a table in use belongs into several steps); revoke execution from public for every
    new function.
-2. Make the same change in `schema.sql`, as if it had always been so, and add the version to its last INSERT.
-3. Run `tests/storage/test_migrations.py`, which says where the two differ.
+2. A migration is *compatible* when every program that works on the schema before it works on the schema after it. One
+   that is not says so in a line of its own, `-- compatible: no`, and what it takes away must have been unused for a
+   release.
+3. Make the same change in `schema.sql`, as if it had always been so, and add the version to its last INSERT.
+4. Run `tests/storage/test_migrations.py`, which says where the two differ.
+
+A program older than the database works on it as long as every migration that it does not know is compatible, which the
+database records: so pods of the release before can restart while the new one rolls out, and a rollout can be undone.
 
 A migration that was released is never edited. One that was not may be: there and in `schema.sql` alike.
 """
@@ -28,12 +34,13 @@ from psycopg import sql
 from storage.database import Connection, Role, connection_info
 from storage.errors import StorageError, translated
 
-GROUPS = {name: f"atlasco_{name}" for name in ("ingest", "query", "relay", "loader")}
+GROUPS = {name: f"atlasco_{name}" for name in ("ingest", "query", "relay", "loader", "rollup")}
 """The group roles of the schema, by what their members do."""
 
 Progress: TypeAlias = Callable[[str], None]
 
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+_COMPATIBLE = re.compile(r"^-- compatible: *(\S*) *$", re.MULTILINE)
 _LOCK = "SELECT {}(hashtext('atlasco.migrations'))"
 
 
@@ -42,7 +49,7 @@ class SchemaMismatch(StorageError):
 
 
 class SchemaTooNew(SchemaMismatch):
-    """The database was migrated by a newer program; this one must not touch it."""
+    """A newer program migrated the database in a way that this one cannot work with."""
 
 
 class RoleMissing(StorageError):
@@ -60,52 +67,81 @@ class Migration:
     def __str__(self) -> str:
         return f"{self.version:04d}_{self.name}"
 
+    @property
+    def compatible(self) -> bool:
+        """Whether programs that work on the schema before this step work on the one after it."""
+        return "no" not in _COMPATIBLE.findall(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A row of `schema_migrations`: a step that a database has taken."""
+
+    version: int
+    name: str
+    compatible: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.version:04d}_{self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class SchemaState:
-    """Where a database stands: what was applied to it, and what this program would still apply, in order."""
+    """Where a database stands: what was applied to it, and what this program would still apply, in order.
+
+    `newer` is what a newer program applied beyond that; this one works on it all the same.
+    """
 
     applied: tuple[Migration, ...]
     pending: tuple[Migration, ...]
+    newer: tuple[Recorded, ...] = ()
 
 
 def known_migrations() -> tuple[Migration, ...]:
     """Every migration this program has, in order.
 
     Raises:
-        ValueError: a file is misnamed, or the numbers are not 1, 2, 3, …
+        ValueError: a file is misnamed, says something else than yes or no of its compatibility, or the numbers are
+            not 1, 2, 3, …
     """
     found = []
     for file in resources.files("storage").joinpath("sql", "migrations").iterdir():
         match = _FILE_NAME.fullmatch(file.name)
         if match is None:
             raise ValueError(f"{file.name}: a migration is named NNNN_name.sql")
-        found.append(Migration(int(match[1]), match[2], file.read_text("utf-8")))
+        text = file.read_text("utf-8")
+        # A misspelt "no" would count as yes, and let old programs loose on a schema they do not fit.
+        if not {"yes", "no"}.issuperset(said := _COMPATIBLE.findall(text)) or len(said) > 1:
+            raise ValueError(f"{file.name}: compatible is said once, and is yes or no")
+        found.append(Migration(int(match[1]), match[2], text))
     found.sort(key=lambda migration: migration.version)
     if [migration.version for migration in found] != list(range(1, len(found) + 1)):
         raise ValueError("migrations must be numbered 1, 2, 3, … without gaps")
     return tuple(found)
 
 
-def plan(recorded: Sequence[tuple[int, str]], known: Sequence[Migration]) -> SchemaState:
-    """What is left to apply, from the (version, name) rows of a database, in order.
+def plan(recorded: Sequence[Recorded], known: Sequence[Migration]) -> SchemaState:
+    """What is left to apply, from the rows of a database's `schema_migrations`, in order.
 
     Raises:
-        SchemaTooNew: the database has a version beyond the last one known.
-        SchemaMismatch: the database's history is not the beginning of this program's.
+        SchemaTooNew: the database has a migration that this program does not know and that is not compatible.
+        SchemaMismatch: the database's history is not the beginning of this program's, nor this program's the
+            beginning of the database's.
     """
-    if recorded and recorded[-1][0] > len(known):
-        raise SchemaTooNew(
-            f"the database is at schema version {recorded[-1][0]}, this program knows versions up to {len(known)}: "
-            "run the newer program"
-        )
-    for (version, name), migration in zip(recorded, known, strict=False):
-        if (version, name) != (migration.version, migration.name):
+    for row, migration in zip(recorded, known, strict=False):
+        if (row.version, row.name) != (migration.version, migration.name):
             raise SchemaMismatch(
-                f"the database has migration {version:04d}_{name} where this program has {migration}: "
+                f"the database has migration {row} where this program has {migration}: "
                 "it was not made by a release of this program"
             )
-    return SchemaState(tuple(known[: len(recorded)]), tuple(known[len(recorded) :]))
+    newer = tuple(recorded[len(known) :])
+    breaking = [str(row) for row in newer if not row.compatible]
+    if breaking:
+        raise SchemaTooNew(
+            f"this program knows schema versions up to {len(known)}, and the database has {', '.join(breaking)}, which "
+            "older programs cannot work with: run the newer program"
+        )
+    return SchemaState(tuple(known[: len(recorded)]), tuple(known[len(recorded) :]), newer)
 
 
 async def schema_state(dsn: str, *, known: Sequence[Migration] | None = None) -> SchemaState:
@@ -127,7 +163,7 @@ async def migrate(
     lock_timeout_s: float = 30.0,
     known: Sequence[Migration] | None = None,
 ) -> tuple[Migration, ...]:
-    """Bring the database at `dsn` to this program's schema version; returns what was applied.
+    """Bring the database at `dsn` to this program's schema version, or leave it at a newer one; returns what was done.
 
     The login needs the right to create in the database, and CREATEROLE unless the group roles exist. Of several
     migrators at once one works while the others wait; they then find nothing left to do. A migration that fails
@@ -193,11 +229,11 @@ async def _scalar(connection: Connection, query: LiteralString) -> object:
     return row[0] if row else None
 
 
-async def _recorded(connection: Connection) -> list[tuple[int, str]]:
+async def _recorded(connection: Connection) -> list[Recorded]:
     if await _scalar(connection, "SELECT to_regclass('public.schema_migrations')") is None:
         return []
-    cursor = await connection.execute("SELECT version, name FROM public.schema_migrations ORDER BY version")
-    return [(version, name) for version, name in await cursor.fetchall()]
+    cursor = await connection.execute("SELECT version, name, compatible FROM public.schema_migrations ORDER BY version")
+    return [Recorded(*row) for row in await cursor.fetchall()]
 
 
 async def _apply(connection: Connection, migration: Migration, lock_timeout_s: float) -> None:
@@ -208,5 +244,6 @@ async def _apply(connection: Connection, migration: Migration, lock_timeout_s: f
         )
         await connection.execute(migration.text)
         await connection.execute(
-            "INSERT INTO schema_migrations (version, name) VALUES (%s, %s)", [migration.version, migration.name]
+            "INSERT INTO schema_migrations (version, name, compatible) VALUES (%s, %s, %s)",
+            [migration.version, migration.name, migration.compatible],
         )

@@ -8,10 +8,16 @@ locals {
   changes_topic     = "atlasco.changes.v1"
   dead_letter_topic = "atlasco.changes.v1.dead-letter"
   consumer_group    = "atlasco-loader"
+  # The loader's image also redrives dead letters, rebuilds and verifies; each reads the log under a group of
+  # its own, so that none of them moves the loader.
+  tool_groups = ["atlasco-redrive", "atlasco-rebuild", "atlasco-verify"]
 
   users = {
     "postgres/ingest"  = "atlasco_ingest"
     "postgres/query"   = "atlasco_query"
+    "postgres/relay"   = "atlasco_relay"
+    "postgres/loader"  = "atlasco_loader"
+    "postgres/rollup"  = "atlasco_rollup"
     "warehouse/loader" = "atlasco_loader"
     "warehouse/reader" = "atlasco_reader"
   }
@@ -130,7 +136,9 @@ module "identities" {
     postgres_owner   = { arn = module.postgres.owner_secret_arn, kms_key_arn = module.postgres.kms_key_arn }
     postgres_ingest  = { arn = module.secrets.arns["postgres/ingest"], kms_key_arn = module.secrets.kms_key_arn }
     postgres_query   = { arn = module.secrets.arns["postgres/query"], kms_key_arn = module.secrets.kms_key_arn }
-    warehouse_admin  = { arn = module.warehouse.admin_secret_arn, kms_key_arn = module.warehouse.kms_key_arn }
+    postgres_relay   = { arn = module.secrets.arns["postgres/relay"], kms_key_arn = module.secrets.kms_key_arn }
+    postgres_loader  = { arn = module.secrets.arns["postgres/loader"], kms_key_arn = module.secrets.kms_key_arn }
+    postgres_rollup  = { arn = module.secrets.arns["postgres/rollup"], kms_key_arn = module.secrets.kms_key_arn }
     warehouse_loader = { arn = module.secrets.arns["warehouse/loader"], kms_key_arn = module.secrets.kms_key_arn }
     warehouse_reader = { arn = module.secrets.arns["warehouse/reader"], kms_key_arn = module.secrets.kms_key_arn }
   }
@@ -140,6 +148,7 @@ module "identities" {
     changes_topic     = local.changes_topic
     dead_letter_topic = local.dead_letter_topic
     consumer_group    = local.consumer_group
+    tool_groups       = local.tool_groups
   }
 
   staging = { bucket_arn = module.staging.bucket_arn, kms_key_arn = module.staging.kms_key_arn }

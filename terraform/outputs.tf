@@ -99,12 +99,12 @@ output "kafka_topics" {
 }
 
 output "kafka_partitions" {
-  description = "Partitions the migration gives the changes topic."
+  description = "Partitions the relay gives the changes topic when it makes it."
   value       = module.kafka.partitions
 }
 
 output "kafka_replication_factor" {
-  description = "Replication factor the migration gives the topics."
+  description = "Replication factor the relay gives the changes topic when it makes it."
   value       = module.kafka.replication_factor
 }
 
@@ -147,6 +147,9 @@ output "secret_names" {
   value = {
     postgres_ingest  = module.secrets.names["postgres/ingest"]
     postgres_query   = module.secrets.names["postgres/query"]
+    postgres_relay   = module.secrets.names["postgres/relay"]
+    postgres_loader  = module.secrets.names["postgres/loader"]
+    postgres_rollup  = module.secrets.names["postgres/rollup"]
     warehouse_loader = module.secrets.names["warehouse/loader"]
     warehouse_reader = module.secrets.names["warehouse/reader"]
   }
@@ -158,6 +161,9 @@ output "secret_arns" {
     postgres_owner   = module.postgres.owner_secret_arn
     postgres_ingest  = module.secrets.arns["postgres/ingest"]
     postgres_query   = module.secrets.arns["postgres/query"]
+    postgres_relay   = module.secrets.arns["postgres/relay"]
+    postgres_loader  = module.secrets.arns["postgres/loader"]
+    postgres_rollup  = module.secrets.arns["postgres/rollup"]
     warehouse_admin  = module.warehouse.admin_secret_arn
     warehouse_loader = module.secrets.arns["warehouse/loader"]
     warehouse_reader = module.secrets.arns["warehouse/reader"]

@@ -1,5 +1,6 @@
 # Production: three zones, a standby for everything that holds readings, protected from deletion. Sizes
-# start a fleet of about one million devices at 10,000 readings a second; grow them by measurement.
+# start a fleet of about one million devices at 10,000 readings a second, kept for 30 days (docs/sizing.md); grow
+# them by measurement.
 
 environment         = "prod"
 region              = "eu-west-1"
@@ -14,9 +15,9 @@ postgres = {
   topology                    = "multi_az_cluster"
   instance_class              = "db.r6gd.2xlarge"
   storage_type                = "io2"
-  allocated_storage_gib       = 2000
+  allocated_storage_gib       = 6000
   iops                        = 12000
-  max_connections             = 500
+  max_connections             = 1000
   max_wal_size_mib            = 32768
   backup_retention_days       = 35
   performance_insights_days   = 465
@@ -69,5 +70,5 @@ cluster = {
 
 # Replace before applying: a placeholder makes every plan warn that alarms reach nobody.
 alert_emails       = ["oncall@atlasco.example"]
-monthly_budget_usd = 15000
+monthly_budget_usd = 18000
 log_retention_days = 365

@@ -445,7 +445,7 @@ variable "kept_images" {
 }
 
 variable "password_version" {
-  description = "Raise by one to make new passwords for the database users Terraform manages; run the migration job afterwards."
+  description = "Raise by one to make new passwords for the database users Terraform manages; run the migration job afterwards, and ALTER USER in the warehouse."
   type        = number
   default     = 1
 

@@ -8,6 +8,7 @@ CREATE ROLE gateway LOGIN PASSWORD 'development';
 CREATE ROLE reader LOGIN PASSWORD 'development';
 CREATE ROLE relay LOGIN PASSWORD 'development';
 CREATE ROLE loader LOGIN PASSWORD 'development';
+CREATE ROLE rollup LOGIN PASSWORD 'development';
 CREATE ROLE replicator LOGIN REPLICATION PASSWORD 'development';
 SQL
 

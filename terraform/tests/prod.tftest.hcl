@@ -62,6 +62,9 @@ run "platform" {
     condition = output.secret_names == {
       postgres_ingest  = "atlasco-prod/postgres/ingest"
       postgres_query   = "atlasco-prod/postgres/query"
+      postgres_relay   = "atlasco-prod/postgres/relay"
+      postgres_loader  = "atlasco-prod/postgres/loader"
+      postgres_rollup  = "atlasco-prod/postgres/rollup"
       warehouse_loader = "atlasco-prod/warehouse/loader"
       warehouse_reader = "atlasco-prod/warehouse/reader"
     }
@@ -69,7 +72,7 @@ run "platform" {
   }
 
   assert {
-    condition     = length(output.secret_arns) == 6 && alltrue([for arn in values(output.secret_arns) : startswith(arn, "arn:aws:secretsmanager:")])
+    condition     = length(output.secret_arns) == 9 && alltrue([for arn in values(output.secret_arns) : startswith(arn, "arn:aws:secretsmanager:")])
     error_message = "Every secret must be in Secrets Manager."
   }
 }
@@ -178,12 +181,12 @@ run "postgres" {
   }
 
   assert {
-    condition     = aws_rds_cluster.this[0].storage_type == "io2" && aws_rds_cluster.this[0].iops == 12000 && aws_rds_cluster.this[0].allocated_storage == 2000
+    condition     = aws_rds_cluster.this[0].storage_type == "io2" && aws_rds_cluster.this[0].iops == 12000 && aws_rds_cluster.this[0].allocated_storage == 6000
     error_message = "Storage of production must be provisioned."
   }
 
   assert {
-    condition     = alltrue([for name, value in { "rds.force_ssl" = "1", "synchronous_commit" = "on", "password_encryption" = "scram-sha-256", "max_wal_size" = "32768", "max_connections" = "500" } : contains([for parameter in aws_rds_cluster_parameter_group.this[0].parameter : "${parameter.name}=${parameter.value}"], "${name}=${value}")])
+    condition     = alltrue([for name, value in { "rds.force_ssl" = "1", "synchronous_commit" = "on", "password_encryption" = "scram-sha-256", "max_wal_size" = "32768", "max_connections" = "1000" } : contains([for parameter in aws_rds_cluster_parameter_group.this[0].parameter : "${parameter.name}=${parameter.value}"], "${name}=${value}")])
     error_message = "The parameter group must force TLS, keep commits durable and size the log."
   }
 
@@ -487,7 +490,7 @@ run "observability" {
   }
 
   assert {
-    condition     = length(aws_budgets_budget.this.notification) == 2 && aws_budgets_budget.this.limit_amount == "15000"
+    condition     = length(aws_budgets_budget.this.notification) == 2 && aws_budgets_budget.this.limit_amount == "18000"
     error_message = "The budget must warn on cost reached and on cost foreseen."
   }
 }
@@ -509,9 +512,11 @@ run "identities" {
       postgres_owner   = { arn = "arn:s:owner", kms_key_arn = "arn:k:postgres" }
       postgres_ingest  = { arn = "arn:s:ingest", kms_key_arn = "arn:k:secrets" }
       postgres_query   = { arn = "arn:s:query", kms_key_arn = "arn:k:secrets" }
-      warehouse_admin  = { arn = "arn:s:admin", kms_key_arn = "arn:k:warehouse" }
-      warehouse_loader = { arn = "arn:s:loader", kms_key_arn = "arn:k:secrets" }
-      warehouse_reader = { arn = "arn:s:reader", kms_key_arn = "arn:k:secrets" }
+      postgres_relay   = { arn = "arn:s:relay", kms_key_arn = "arn:k:secrets" }
+      postgres_loader  = { arn = "arn:s:loader", kms_key_arn = "arn:k:secrets" }
+      postgres_rollup  = { arn = "arn:s:rollup", kms_key_arn = "arn:k:secrets" }
+      warehouse_loader = { arn = "arn:s:warehouse-loader", kms_key_arn = "arn:k:secrets" }
+      warehouse_reader = { arn = "arn:s:warehouse-reader", kms_key_arn = "arn:k:secrets" }
     }
 
     kafka = {
@@ -519,6 +524,7 @@ run "identities" {
       changes_topic     = "atlasco.changes.v1"
       dead_letter_topic = "atlasco.changes.v1.dead-letter"
       consumer_group    = "atlasco-loader"
+      tool_groups       = ["atlasco-redrive", "atlasco-rebuild", "atlasco-verify"]
     }
 
     staging = { bucket_arn = "arn:aws:s3:::staging", kms_key_arn = "arn:k:staging" }
@@ -529,12 +535,12 @@ run "identities" {
       for workload in ["gateway", "relay", "loader", "rollup", "migrate", "maintain"] : workload =>
       sort([for arn in jsondecode(output.policies[workload]).Statement[0].Resource : trimprefix(arn, "arn:s:")])
       }) == jsonencode({
-      gateway  = ["ingest", "query", "reader"]
-      relay    = ["ingest", "reader"]
-      loader   = ["ingest", "loader"]
-      rollup   = ["ingest"]
-      migrate  = ["admin", "ingest", "loader", "owner", "query", "reader"]
-      maintain = ["owner", "reader"]
+      gateway  = ["ingest", "query", "warehouse-reader"]
+      relay    = ["relay"]
+      loader   = ["loader", "warehouse-loader"]
+      rollup   = ["rollup"]
+      migrate  = ["ingest", "loader", "owner", "query", "relay", "rollup"]
+      maintain = ["owner"]
     })
     error_message = "A workload reads secrets it should not, or lacks one it needs."
   }
@@ -545,10 +551,10 @@ run "identities" {
       sort(distinct([for action in flatten([for statement in jsondecode(output.policies[workload]).Statement : statement.Action]) : action if startswith(action, "kafka-cluster:Write") || startswith(action, "kafka-cluster:Read") || startswith(action, "kafka-cluster:Create") || startswith(action, "s3:Put") || startswith(action, "s3:Delete")]))
       }) == jsonencode({
       gateway  = []
-      relay    = ["kafka-cluster:WriteData", "kafka-cluster:WriteDataIdempotently"]
-      loader   = ["kafka-cluster:ReadData", "kafka-cluster:WriteData", "kafka-cluster:WriteDataIdempotently", "s3:DeleteObject", "s3:PutObject"]
+      relay    = ["kafka-cluster:CreateTopic", "kafka-cluster:WriteData", "kafka-cluster:WriteDataIdempotently"]
+      loader   = ["kafka-cluster:CreateTopic", "kafka-cluster:ReadData", "kafka-cluster:WriteData", "kafka-cluster:WriteDataIdempotently", "s3:DeleteObject", "s3:PutObject"]
       rollup   = []
-      migrate  = ["kafka-cluster:CreateTopic"]
+      migrate  = []
       maintain = []
     })
     error_message = "A workload may move data it should not, or may not move data it must."
@@ -557,6 +563,46 @@ run "identities" {
   assert {
     condition     = one([for statement in jsondecode(output.policies["relay"]).Statement : statement.Resource if statement.Sid == "PublishChanges"]) == "arn:aws:kafka:eu-west-1:123456789012:topic/atlasco-prod/abcd-1/atlasco.changes.v1"
     error_message = "The relay must be bound to the changes topic."
+  }
+
+  # Each right in Kafka, by the last part of what it is a right to.
+  assert {
+    condition = jsonencode({
+      for workload in ["relay", "loader"] : workload => sort(distinct(flatten([
+        for statement in jsondecode(output.policies[workload]).Statement : [
+          for resource in flatten([statement.Resource]) : [
+            for action in statement.Action : "${basename(resource)} ${trimprefix(action, "kafka-cluster:")}"
+          ]
+        ] if contains(["PublishChanges", "ConsumeChanges", "DeadLetters", "Groups"], statement.Sid)
+      ])))
+      }) == jsonencode({
+      relay = [
+        "atlasco.changes.v1 CreateTopic", "atlasco.changes.v1 DescribeTopic",
+        "atlasco.changes.v1 DescribeTopicDynamicConfiguration", "atlasco.changes.v1 WriteData",
+      ]
+      loader = [
+        "atlasco-loader AlterGroup", "atlasco-loader DescribeGroup",
+        "atlasco-rebuild AlterGroup", "atlasco-rebuild DescribeGroup",
+        "atlasco-redrive AlterGroup", "atlasco-redrive DescribeGroup",
+        "atlasco-verify AlterGroup", "atlasco-verify DescribeGroup",
+        "atlasco.changes.v1 DescribeTopic", "atlasco.changes.v1 DescribeTopicDynamicConfiguration",
+        "atlasco.changes.v1 ReadData",
+        "atlasco.changes.v1.dead-letter CreateTopic", "atlasco.changes.v1.dead-letter DescribeTopic",
+        "atlasco.changes.v1.dead-letter DescribeTopicDynamicConfiguration",
+        "atlasco.changes.v1.dead-letter ReadData", "atlasco.changes.v1.dead-letter WriteData",
+      ]
+    })
+    error_message = "Relay and loader must make, read and write their topics, and nothing else in Kafka."
+  }
+
+  assert {
+    condition = alltrue([
+      for workload in ["gateway", "relay", "loader", "rollup", "migrate", "maintain"] : alltrue([
+        for action in flatten([for statement in jsondecode(output.policies[workload]).Statement : statement.Action]) :
+        !contains(["kafka-cluster:AlterTopic", "kafka-cluster:DeleteTopic", "kafka-cluster:AlterTopicDynamicConfiguration", "kafka-cluster:AlterCluster"], action)
+      ])
+    ])
+    error_message = "No workload may change or delete a topic."
   }
 
   assert {

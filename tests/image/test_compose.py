@@ -35,7 +35,7 @@ def environment(name: str) -> dict[str, str]:
 
 def test_the_platform_is_complete() -> None:
     commands = {service["command"][0] for service in OURS.values()}
-    assert commands == {"migrate", "warehouse", "serve", "relay", "load", "maintain"}
+    assert commands == {"migrate", "warehouse", "serve", "relay", "load", "rollup", "maintain"}
     for name in ("postgres", "replica", "kafka", "moto", "prometheus", "grafana"):
         assert name in SERVICES
 

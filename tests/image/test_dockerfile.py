@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILE = REPOSITORY / "Dockerfile"
-CONSTRAINTS = REPOSITORY / "docker" / "constraints.txt"
+CONSTRAINTS = REPOSITORY / "constraints.txt"
 CHECKOV = REPOSITORY / ".venv-checkov" / "bin" / "checkov"
 TAG = "atlasco/telemetry:test"
 
@@ -148,12 +148,19 @@ def test_every_requirement_is_pinned_to_a_version_that_fits() -> None:
     for line in requirements(REPOSITORY / "pyproject.toml"):
         requirement = Requirement(line)
         version = pinned.get(str(canonicalize_name(requirement.name)))
-        assert version is not None, f"{requirement.name} is not in docker/constraints.txt"
+        assert version is not None, f"{requirement.name} is not in constraints.txt: run `make constraints`"
         assert requirement.specifier.contains(version), f"{line}: {version} is pinned"
-    # What builds the wheel is downloaded by the build too.
-    build = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
-    for line in build:
-        assert str(canonicalize_name(Requirement(line).name)) in pinned
+
+
+def test_there_is_one_list_of_versions_and_the_build_uses_it() -> None:
+    lists = [path for path in REPOSITORY.glob("*/*constraints*.txt") if not path.parent.name.startswith(".")]
+    assert lists == []
+    (environment,) = [rest for word, rest in stages()[0] if word == "ENV"]
+    assert "PIP_CONSTRAINT=/src/constraints.txt" in environment.split()
+    # Copied before the first thing that is installed.
+    words = [(word, rest) for word, rest in stages()[0] if word in {"COPY", "RUN"}]
+    assert words[0][0] == "COPY" and "constraints.txt" in words[0][1].split()
+    assert not ignored("constraints.txt")
 
 
 def test_servers_and_tools_are_left_out() -> None:
@@ -184,7 +191,7 @@ def test_build_tries_every_command_that_is_deployed() -> None:
     tried = set(found[1].split())
     assert tried <= set(COMMANDS)
     manifests = (REPOSITORY / "k8s" / "rendered" / "prod.yaml").read_text(encoding="utf-8")
-    assert {"serve", "relay", "load", "warehouse", "migrate", "maintain"} <= tried
+    assert {"serve", "relay", "load", "rollup", "warehouse", "migrate", "maintain"} <= tried
     assert set(re.findall(r"\batlasco ([a-z]+) --", manifests)) <= tried
 
 

@@ -46,7 +46,7 @@ def test_pods_are_restricted(manifests: Manifests) -> None:
         for volume in pod["volumes"]:
             assert volume.keys() - {"name"} <= RESTRICTED_VOLUMES, name
         seen += 1
-    assert seen == 5
+    assert seen == 6
 
 
 def test_containers_are_restricted(manifests: Manifests) -> None:

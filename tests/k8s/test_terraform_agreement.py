@@ -41,6 +41,9 @@ OUTPUTS: dict[str, Any] = {
     "secret_names": {
         "postgres_ingest": "atlasco-dev/postgres/ingest",
         "postgres_query": "atlasco-dev/postgres/query",
+        "postgres_relay": "atlasco-dev/postgres/relay",
+        "postgres_loader": "atlasco-dev/postgres/loader",
+        "postgres_rollup": "atlasco-dev/postgres/rollup",
         "warehouse_loader": "atlasco-dev/warehouse/loader",
     },
 }
@@ -147,11 +150,10 @@ def test_kafka_names_are_the_programs() -> None:
 def test_logins_are_those_of_the_secrets(manifests: Manifests) -> None:
     users = dict(re.findall(r'"postgres/([a-z]+)"\s*=\s*"([a-z_]+)"', text_of("main.tf")))
     migrate = manifests.config("atlasco-migrate")
-    assert migrate["ATLASCO_GRANT_INGEST"] == users["ingest"]
-    assert migrate["ATLASCO_GRANT_QUERY"] == users["query"]
-    for purpose in ("relay", "loader"):
-        secret = FROM_OUTPUTS[f"secret-postgres-{purpose}"](OUTPUTS).rpartition("/")[2]
-        assert migrate[f"ATLASCO_GRANT_{purpose.upper()}"] == users[secret]
+    granted = {name.removeprefix("ATLASCO_GRANT_"): login for name, login in migrate.items() if "_GRANT_" in name}
+    assert granted == {purpose.upper(): login for purpose, login in users.items()}
+    for purpose in users:
+        assert FROM_OUTPUTS[f"secret-postgres-{purpose}"](OUTPUTS) == f"atlasco-dev/postgres/{purpose}"
 
 
 def test_staging_is_where_the_loader_may_write(manifests: Manifests) -> None:

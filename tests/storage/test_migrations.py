@@ -16,6 +16,7 @@ from storage.errors import StorageDefect, StorageUnavailable, TransactionConflic
 from storage.migrations import (
     GROUPS,
     Migration,
+    Recorded,
     RoleMissing,
     SchemaMismatch,
     SchemaTooNew,
@@ -77,7 +78,7 @@ CATALOG = {
     "default privileges": "SELECT defaclrole::regrole::text, defaclobjtype, defaclacl::text FROM pg_default_acl",
     "statistics": "SELECT pg_get_statisticsobjdef(oid) FROM pg_statistic_ext",
     "settings": "SELECT * FROM settings",
-    "versions": "SELECT version, name FROM schema_migrations",
+    "versions": "SELECT version, name, compatible FROM schema_migrations",
 }
 
 
@@ -223,42 +224,74 @@ async def test_a_lock_is_not_waited_for_for_ever(database: Database) -> None:
     assert await migrate(database(), known=(*base, wants)) == (wants,)
 
 
-async def test_a_newer_database_is_refused(migrated: Database) -> None:
-    with psycopg.connect(migrated()) as connection:
-        connection.execute("INSERT INTO schema_migrations (version, name) VALUES (9999, 'future')")
+BREAKING = "-- Drops what the release before stopped reading.\n-- compatible: no\nCREATE TABLE more (a int)"
+
+
+@pytest.mark.parametrize("text", ["CREATE TABLE more (a int)", BREAKING], ids=["compatible", "not-compatible"])
+async def test_an_older_program_works_where_the_newer_one_said_so(migrated: Database, text: str) -> None:
+    """Pods of the release before restart during a rollout, and a rollout is undone, by what the database recorded."""
+    base = known_migrations()
+    newer = Migration(len(base) + 1, "more", text)
+    assert await migrate(migrated(), known=(*base, newer)) == (newer,)
     for work in (migrate, schema_state):
-        with pytest.raises(SchemaTooNew, match="9999"):
+        if newer.compatible:
             await work(migrated())
+        else:
+            with pytest.raises(SchemaTooNew, match=str(newer)):
+                await work(migrated())
+    if newer.compatible:
+        state = await schema_state(migrated())
+        assert (state.applied, state.pending, state.newer) == (base, (), (Recorded(len(base) + 1, "more"),))
 
 
 KNOWN = tuple(Migration(number, f"m{number}", "SELECT 1") for number in (1, 2, 3))
+ROWS = [Recorded(number, f"m{number}") for number in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(
-    ("recorded", "pending"),
+    ("recorded", "pending", "newer"),
     [
-        pytest.param([], 3, id="fresh"),
-        pytest.param([(1, "m1")], 2, id="behind"),
-        pytest.param([(1, "m1"), (2, "m2"), (3, "m3")], 0, id="current"),
+        pytest.param([], 3, 0, id="fresh"),
+        pytest.param(ROWS[:1], 2, 0, id="behind"),
+        pytest.param(ROWS, 0, 0, id="current"),
+        pytest.param([*ROWS, Recorded(4, "m4"), Recorded(5, "m5")], 0, 2, id="newer-and-compatible"),
     ],
 )
-def test_plan(recorded: list[tuple[int, str]], pending: int) -> None:
+def test_plan(recorded: list[Recorded], pending: int, newer: int) -> None:
     state = plan(recorded, KNOWN)
     assert state.applied + state.pending == KNOWN
-    assert len(state.pending) == pending
+    assert (len(state.pending), len(state.newer)) == (pending, newer)
 
 
 @pytest.mark.parametrize(
     ("recorded", "error"),
     [
-        pytest.param([(1, "m1"), (4, "m4")], SchemaTooNew, id="newer"),
-        pytest.param([(1, "other")], SchemaMismatch, id="another-name"),
-        pytest.param([(1, "m1"), (3, "m3")], SchemaMismatch, id="a-gap"),
+        pytest.param([*ROWS, Recorded(4, "m4", compatible=False)], SchemaTooNew, id="newer"),
+        # What comes after a step that broke cannot mend it for a program that knows neither.
+        pytest.param([*ROWS, Recorded(4, "m4", compatible=False), Recorded(5, "m5")], SchemaTooNew, id="newer-twice"),
+        pytest.param([Recorded(1, "other")], SchemaMismatch, id="another-name"),
+        pytest.param([Recorded(1, "m1"), Recorded(3, "m3")], SchemaMismatch, id="a-gap"),
+        pytest.param(
+            [*ROWS[:2], Recorded(9, "m9"), Recorded(10, "m10")], SchemaMismatch, id="newer-of-another-program"
+        ),
     ],
 )
-def test_plan_refuses(recorded: list[tuple[int, str]], error: type[Exception]) -> None:
+def test_plan_refuses(recorded: list[Recorded], error: type[Exception]) -> None:
     with pytest.raises(error):
         plan(recorded, KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("text", "compatible"),
+    [
+        pytest.param("SELECT 1", True, id="not said"),
+        pytest.param("-- compatible: yes\nSELECT 1", True, id="yes"),
+        pytest.param(BREAKING, False, id="no"),
+        pytest.param("SELECT 1 -- compatible: no", True, id="not a line of its own"),
+    ],
+)
+def test_compatible(text: str, compatible: bool) -> None:
+    assert Migration(1, "x", text).compatible is compatible
 
 
 async def test_the_query_role_may_look(database: Database) -> None:

@@ -19,24 +19,27 @@ variable "namespace" {
 }
 
 variable "secrets" {
-  description = "Secrets by purpose, each with the key that encrypts it."
+  description = "Secrets that workloads read, by purpose, each with the key that encrypts it. The warehouse administrator's is not among them: people use it, once."
   type = object({
     postgres_owner   = object({ arn = string, kms_key_arn = string })
     postgres_ingest  = object({ arn = string, kms_key_arn = string })
     postgres_query   = object({ arn = string, kms_key_arn = string })
-    warehouse_admin  = object({ arn = string, kms_key_arn = string })
+    postgres_relay   = object({ arn = string, kms_key_arn = string })
+    postgres_loader  = object({ arn = string, kms_key_arn = string })
+    postgres_rollup  = object({ arn = string, kms_key_arn = string })
     warehouse_loader = object({ arn = string, kms_key_arn = string })
     warehouse_reader = object({ arn = string, kms_key_arn = string })
   })
 }
 
 variable "kafka" {
-  description = "Cluster, topics and consumer group of the change stream."
+  description = "Cluster, topics and consumer groups of the change stream: the loader's, and those of the tools in its image."
   type = object({
     cluster_arn       = string
     changes_topic     = string
     dead_letter_topic = string
     consumer_group    = string
+    tool_groups       = list(string)
   })
 }
 

@@ -1,13 +1,15 @@
 # What each workload may do. The rule: what a process needs to do its own part of the flow, named by
 # ARN; a right that is missing here fails loudly, one too many is never noticed.
 #
-#              PostgreSQL         Kafka                         S3          warehouse
-#   gateway    ingest, query      –                             –           reader
-#   relay      ingest             write changes, see progress   –           reader
-#   loader     ingest             read changes, write rejects   read/write  loader
-#   rollup     ingest             –                             –           –
-#   migrate    owner, sets users  create topics                 –           administrator, sets users
-#   maintain   owner              –                             –           reader
+#              PostgreSQL         Kafka                                    S3          warehouse
+#   gateway    ingest, query      –                                        –           reader
+#   relay      relay              make and write changes                   –           –
+#   loader     loader             read changes, make and write rejects     read/write  loader
+#   rollup     rollup             –                                        –           –
+#   migrate    owner, sets users  –                                        –           –
+#   maintain   owner              –                                        –           –
+#
+# Nobody here changes a topic's configuration or deletes one: that is a person's decision, with a person's rights.
 
 locals {
   # MSK names a topic after its cluster: …:cluster/<name>/<uuid> becomes …:topic/<name>/<uuid>/<topic>.
@@ -15,7 +17,7 @@ locals {
   group_prefix      = replace(var.kafka.cluster_arn, ":cluster/", ":group/")
   changes_topic     = "${local.topic_prefix}/${var.kafka.changes_topic}"
   dead_letter_topic = "${local.topic_prefix}/${var.kafka.dead_letter_topic}"
-  loader_group      = "${local.group_prefix}/${var.kafka.consumer_group}"
+  loader_groups     = [for group in concat([var.kafka.consumer_group], var.kafka.tool_groups) : "${local.group_prefix}/${group}"]
 
   kafka_connect = {
     Sid      = "KafkaConnect"
@@ -35,18 +37,17 @@ locals {
   workload_secrets = {
     # Writes as ingest, reads as query (bound by row-level security), and routes to the warehouse.
     gateway = ["postgres_ingest", "postgres_query", "warehouse_reader"]
-    # Drains the outbox, and retires only what the warehouse reports as loaded.
-    relay = ["postgres_ingest", "warehouse_reader"]
-    # Reloads from PostgreSQL what a gap in the topic lost. RLS binds query, so that reads as ingest.
-    loader = ["postgres_ingest", "warehouse_loader"]
-    rollup = ["postgres_ingest"]
-    # Creates schema and users in both databases, so it reads every password it sets.
+    # Drains the outbox. How far the warehouse is it reads in PostgreSQL, where the loader says so.
+    relay = ["postgres_relay"]
+    # Reports to PostgreSQL how far it is, and reads there what a rebuild needs.
+    loader = ["postgres_loader", "warehouse_loader"]
+    rollup = ["postgres_rollup"]
+    # Creates schema and users, so it reads every password it sets. The warehouse's users are made by hand.
     migrate = [
-      "postgres_owner", "postgres_ingest", "postgres_query",
-      "warehouse_admin", "warehouse_loader", "warehouse_reader",
+      "postgres_owner", "postgres_ingest", "postgres_query", "postgres_relay", "postgres_loader", "postgres_rollup",
     ]
-    # Creates and drops partitions, which is DDL; drops what has been loaded.
-    maintain = ["postgres_owner", "warehouse_reader"]
+    # Creates and drops partitions, which is DDL.
+    maintain = ["postgres_owner"]
   }
 
   workload_statements = {
@@ -55,38 +56,50 @@ locals {
       local.kafka_connect,
       local.kafka_idempotent,
       {
-        Sid      = "PublishChanges"
-        Effect   = "Allow"
-        Action   = ["kafka-cluster:WriteData", "kafka-cluster:DescribeTopic"]
+        # It makes the topic where there is none, and reads its limit for the size of a record.
+        Sid    = "PublishChanges"
+        Effect = "Allow"
+        Action = [
+          "kafka-cluster:CreateTopic",
+          "kafka-cluster:DescribeTopic",
+          "kafka-cluster:DescribeTopicDynamicConfiguration",
+          "kafka-cluster:WriteData",
+        ]
         Resource = local.changes_topic
-      },
-      {
-        Sid      = "SeeHowFarTheLoaderIs"
-        Effect   = "Allow"
-        Action   = ["kafka-cluster:DescribeGroup"]
-        Resource = local.loader_group
       },
     ]
     loader = [
       local.kafka_connect,
       local.kafka_idempotent,
       {
-        Sid      = "ConsumeChanges"
-        Effect   = "Allow"
-        Action   = ["kafka-cluster:ReadData", "kafka-cluster:DescribeTopic"]
+        Sid    = "ConsumeChanges"
+        Effect = "Allow"
+        Action = [
+          "kafka-cluster:DescribeTopic",
+          "kafka-cluster:DescribeTopicDynamicConfiguration",
+          "kafka-cluster:ReadData",
+        ]
         Resource = local.changes_topic
       },
       {
-        Sid      = "CommitOffsets"
+        # Joining and committing for the loader. The tools do neither, but MSK asks for both before it lets a
+        # consumer read.
+        Sid      = "Groups"
         Effect   = "Allow"
         Action   = ["kafka-cluster:AlterGroup", "kafka-cluster:DescribeGroup"]
-        Resource = local.loader_group
+        Resource = local.loader_groups
       },
       {
-        # Reading back is the redrive.
-        Sid      = "DeadLetters"
-        Effect   = "Allow"
-        Action   = ["kafka-cluster:WriteData", "kafka-cluster:ReadData", "kafka-cluster:DescribeTopic"]
+        # Made at the first dead letter. Reading back is the redrive.
+        Sid    = "DeadLetters"
+        Effect = "Allow"
+        Action = [
+          "kafka-cluster:CreateTopic",
+          "kafka-cluster:DescribeTopic",
+          "kafka-cluster:DescribeTopicDynamicConfiguration",
+          "kafka-cluster:ReadData",
+          "kafka-cluster:WriteData",
+        ]
         Resource = local.dead_letter_topic
       },
       {
@@ -109,21 +122,8 @@ locals {
         Resource = var.staging.kms_key_arn
       },
     ]
-    rollup = []
-    migrate = [
-      local.kafka_connect,
-      {
-        Sid    = "MakeTopics"
-        Effect = "Allow"
-        Action = [
-          "kafka-cluster:CreateTopic",
-          "kafka-cluster:DescribeTopic",
-          "kafka-cluster:AlterTopicDynamicConfiguration",
-          "kafka-cluster:DescribeTopicDynamicConfiguration",
-        ]
-        Resource = [local.changes_topic, local.dead_letter_topic]
-      },
-    ]
+    rollup   = []
+    migrate  = []
     maintain = []
   }
 

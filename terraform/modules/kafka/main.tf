@@ -5,7 +5,7 @@ locals {
   zone_count = min(3, var.settings.broker_count)
 
   server_properties = {
-    # Topics are made by the migration with their partition count, which is fixed for their life; a typo
+    # The relay makes its topic with their partition count, which is fixed for their life; a typo
     # in a topic name must fail, not create.
     "auto.create.topics.enable"  = "false"
     "default.replication.factor" = var.settings.replication_factor

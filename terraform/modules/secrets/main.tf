@@ -13,7 +13,7 @@ module "key" {
 }
 
 resource "aws_secretsmanager_secret" "this" {
-  #checkov:skip=CKV2_AWS_57:A rotation needs the migration job to set the password in the database. Raising password_version and running the job rotates; a timer in between would lock workloads out.
+  #checkov:skip=CKV2_AWS_57:A rotation needs the password set in the database as well. Raising password_version, then the migration job for PostgreSQL and ALTER USER for the warehouse, rotates; a timer in between would lock workloads out.
   for_each = var.usernames
 
   name                    = "${var.name}/${each.key}"

@@ -9,7 +9,7 @@ variable "usernames" {
 }
 
 variable "password_version" {
-  description = "Raise by one to make new passwords; the migration job then sets them in the databases."
+  description = "Raise by one to make new passwords; the migration job then sets those of PostgreSQL, and a person those of the warehouse."
   type        = number
 }
 

@@ -1,5 +1,5 @@
 # Workload management of the provisioned cluster: automatic memory and concurrency, explicit priorities.
-# A database group decides the queue, so the migration puts the users into the groups named here.
+# A database group decides the queue, so the users are made in the groups named here (docs/deploy-aws.md).
 
 locals {
   wlm = [
@@ -31,7 +31,7 @@ locals {
       }]
     },
     {
-      # Operators and the migration.
+      # Operators.
       name                = "other"
       user_group          = []
       query_group         = []
