@@ -12,7 +12,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -20,20 +20,28 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.drain import LOAD_FLOOR, RELAY_FLOOR, measure_load, measure_relay
+from bench.errors import BenchmarkVoid
+from bench.fan_out import KafkaMissing, fan_out, running_kafka
 from bench.idle import measure_idle
 from bench.ingest import Ingested, Load, full_speed, measure_ingest
 from bench.micro import measure_parts
 from bench.queries import measure_queries
 from bench.raw import Replayed, Transaction, build_transactions, replay
 from bench.sizes import SIZES, Size
-from bench.stack import BenchmarkVoid, Stack
+from bench.stack import Stack
+from bench.together import measure_together
 from bench.workload import Shape
+from embedded.kafka import EmbeddedKafka
 
 _CONNECTIONS = (1, 2, 4)
 _PACKAGES = ("grpcio", "protobuf", "psycopg", "numpy")
 _DATABASE, _REPLAYED = "bench_ingest_run", "bench_raw_run"
 # Readings per message of the moderate load.
 _LATENCY_MESSAGE = 10
+FAN_OUT_MEASURES = ("relay_drain", "load_drain", "together")
+# Of what is offered; less is a backlog too, at the devices.
+_KEPT_UP = 0.97
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +176,111 @@ def run_idle(stack: Stack, options: Options) -> None:
         emit("idle_streams", **asdict(measure_idle(stack, database, options.size.idle_streams)))
 
 
+def run_fan_out(stack: Stack, options: Options) -> None:
+    """Drain a backlog to Kafka and into the warehouse, then everything at once; without Kafka, say so."""
+    options.say("starting Kafka")
+    try:
+        with running_kafka(stack.directory) as kafka:
+            for readings_per_message in options.size.drained_messages:
+                _drain(stack, options, kafka, readings_per_message)
+            for readings_per_message in options.size.together_messages:
+                _together(stack, options, kafka, readings_per_message)
+    except KafkaMissing as error:
+        options.say(f"the fan-out is not measured, for there is no Kafka: {error}")
+        for measure in FAN_OUT_MEASURES:
+            emit(measure, skipped=str(error))
+
+
+def _drain(stack: Stack, options: Options, kafka: EmbeddedKafka, readings_per_message: int) -> None:
+    size = options.size
+    load = full_speed(readings_per_message, size.warm_up_s, size.measured_s, options.processes)
+    options.say(f"a backlog, {readings_per_message} readings per message")
+    with (
+        stack.fresh_database(_DATABASE) as database,
+        fan_out(stack, kafka, database, f"bench.drain.{readings_per_message}") as behind,
+    ):
+        ingested = measure_ingest(stack, database, load)
+        options.say(f"  {ingested.stored:,} readings, ingested at {ingested.readings_per_s:,.0f} readings/s")
+        drained = measure_relay(behind, ingested.stored)
+        options.say(f"  published at {drained.readings_per_s:,.0f} readings/s")
+        ratio = drained.readings_per_s / ingested.readings_per_s
+        emit(
+            "relay_drain",
+            readings_per_message=readings_per_message,
+            readings=drained.readings,
+            readings_per_s=drained.readings_per_s,
+            ingest_per_s=ingested.readings_per_s,
+            ratio=ratio,
+            floor=RELAY_FLOOR,
+            met=ratio >= RELAY_FLOOR,
+            cores_of_others=drained.cores_of_others,
+            **_cpu_fields(drained.cpu_s),
+        )
+        loaded = measure_load(behind, ingested.stored)
+        options.say(f"  loaded at {loaded.readings_per_s:,.0f} readings/s, and compared")
+        emit(
+            "load_drain",
+            readings_per_message=readings_per_message,
+            readings=loaded.readings,
+            readings_per_s=loaded.readings_per_s,
+            floor=LOAD_FLOOR,
+            met=loaded.readings_per_s >= LOAD_FLOOR,
+            cores_of_others=loaded.cores_of_others,
+            **_cpu_fields(loaded.cpu_s),
+        )
+
+
+def _together(stack: Stack, options: Options, kafka: EmbeddedKafka, readings_per_message: int) -> None:
+    size = options.size
+    offered = size.together_readings_per_s
+    load = Load(
+        Shape(readings_per_message),
+        devices=size.together_devices,
+        messages_out=64,
+        warm_up_s=max(size.warm_up_s, 1.0),
+        measured_s=size.together_s,
+        interval_s=size.together_devices * readings_per_message / offered,
+        processes=options.processes,
+    )
+    options.say(f"everything together at {offered:,} readings/s, {readings_per_message} per message")
+    with (
+        stack.fresh_database(_DATABASE) as database,
+        fan_out(stack, kafka, database, f"bench.together.{readings_per_message}") as behind,
+    ):
+        result = measure_together(behind, load)
+    ingested = result.ingested
+    options.say(f"  the warehouse holds all {ingested.stored:,} readings")
+    emit(
+        "together",
+        readings_per_message=readings_per_message,
+        offered_per_s=offered,
+        readings_per_s=ingested.readings_per_s,
+        outbox_batches=[round(batches) for batches in result.outbox_batches],
+        outbox_oldest_s=[round(seconds, 3) for seconds in result.outbox_oldest_s],
+        grows=result.grows,
+        met=not result.grows and ingested.readings_per_s >= _KEPT_UP * offered,
+        warehouse_behind_p50_s=result.behind_p50_s,
+        warehouse_behind_max_s=result.behind_max_s,
+        ack_p50_ms=ingested.ack_p50_ms,
+        ack_p99_ms=ingested.ack_p99_ms,
+        loaded=ingested.stored,
+        gateway_cpu_s_per_million=ingested.gateway_cpu_s,
+        client_cpu_s_per_million=ingested.client_cpu_s,
+        postgres_cpu_s_per_million=ingested.postgres_cpu_s,
+        **_cpu_fields(result.cpu_s),
+    )
+
+
+def _cpu_fields(cpu_s: Mapping[str, float]) -> dict[str, float]:
+    return {f"{name}_cpu_s_per_million": seconds for name, seconds in cpu_s.items()}
+
+
 MEASURES: dict[str, Callable[[Stack, Options], None]] = {
     "parts": run_parts,
     "ingest": run_ingest,
     "latency": run_latency,
     "idle": run_idle,
+    "fan_out": run_fan_out,
 }
 
 
@@ -185,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         choices=SIZES,
         default="quick" if os.environ.get("QUICK", "") not in {"", "0"} else "full",
-        help="full takes about ten minutes, quick (also QUICK=1) under three; tiny only shows that everything works",
+        help="full takes about nine minutes, quick (also QUICK=1) under three; tiny only shows that everything works",
     )
     parser.add_argument("--quick", dest="size", action="store_const", const="quick", help="the same as --size quick")
     parser.add_argument("--only", action="append", choices=MEASURES, help="run this part; may be given more than once")

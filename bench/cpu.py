@@ -17,6 +17,13 @@ def cpu_seconds(pid: int) -> float:
     return total
 
 
+def machine_cpu_seconds() -> float:
+    """What all programs of the machine have used so far, those of others included."""
+    times = psutil.cpu_times()
+    # Time given to virtual machines is in `user` already.
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
+
+
 def resident_bytes(pid: int) -> int:
     """The resident memory of one process."""
     return int(psutil.Process(pid).memory_info().rss)

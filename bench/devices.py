@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from bench.stack import BenchmarkVoid
+from bench.errors import BenchmarkVoid
 from bench.workload import ENTITY_TYPE, TENANT, Messages, Shape, device_name
 from device import Buffer, ChannelPool, ClientSettings, DevelopmentIdentity, DeviceClient
 from device.latency import LatencyHistogram

@@ -7,7 +7,8 @@ from typing import Any
 
 from bench.cpu import cpu_seconds
 from bench.devices import DeviceProcess, Spec
-from bench.stack import BenchmarkVoid, Gateway, Stack
+from bench.errors import BenchmarkVoid
+from bench.stack import Gateway, Stack
 from bench.workload import Shape
 
 
@@ -26,6 +27,9 @@ class Ingested:
     # Of the whole run, warm-up and flush included.
     stored: int
     readings_per_transaction: float
+    # Of the measured span, on `time.perf_counter`, which the programs of one machine share.
+    began_at: float
+    ended_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ def _measure(stack: Stack, gateway: Gateway, database: str, load: Load) -> Inges
         ack_p99_ms=max(end["p99_ms"] for end in ends),
         stored=stored,
         readings_per_transaction=per_transaction,
+        began_at=min(start["at"] for start in starts),
+        ended_at=max(end["at"] for end in ends),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from atlasco.telemetry.v1 import query_pb2, query_pb2_grpc
 
-from bench.stack import BenchmarkVoid
+from bench.errors import BenchmarkVoid
 from bench.workload import TENANT, Shape, device_name
 
 _METADATA = (("atlasco-tenant", TENANT), ("atlasco-service", "bench"))

@@ -19,7 +19,8 @@ from atlasco.telemetry.v1 import change_pb2
 from psycopg import sql
 
 from bench.cpu import cpu_seconds
-from bench.stack import BenchmarkVoid, Stack
+from bench.errors import BenchmarkVoid
+from bench.stack import Stack
 from storage import binary
 from storage.arrange import all_new, arrange, latest_candidates
 from storage.binary import Int4Array, Int8Array, TimestampArray, copy_rows, value_array

@@ -19,10 +19,16 @@ class Size:
     queries: int
     micro_repeats: int
     micro_messages: int
+    # Readings per message of the backlogs that are drained, and of the loads that meet everything at work.
+    drained_messages: tuple[int, ...]
+    together_messages: tuple[int, ...]
+    together_devices: int
+    together_readings_per_s: int
+    together_s: float
 
 
 FULL = Size(
-    rounds={100: 3, 10: 3, 1000: 3},
+    rounds={100: 3, 10: 2, 1000: 2},
     warm_up_s=3.0,
     measured_s=8.0,
     latency_devices=500,
@@ -32,10 +38,15 @@ FULL = Size(
     queries=1_000,
     micro_repeats=50,
     micro_messages=200,
+    drained_messages=(100, 1000),
+    together_messages=(100, 10),
+    together_devices=200,
+    together_readings_per_s=20_000,
+    together_s=30.0,
 )
 
 QUICK = Size(
-    rounds={100: 2, 10: 1, 1000: 1},
+    rounds={100: 1, 10: 1, 1000: 1},
     warm_up_s=2.0,
     measured_s=4.0,
     latency_devices=500,
@@ -45,13 +56,18 @@ QUICK = Size(
     queries=300,
     micro_repeats=20,
     micro_messages=200,
+    drained_messages=(100,),
+    together_messages=(100,),
+    together_devices=200,
+    together_readings_per_s=20_000,
+    together_s=10.0,
 )
 
 # Not for figures: shows that every part works.
 TINY = Size(
     rounds={100: 1},
-    warm_up_s=0.3,
-    measured_s=0.7,
+    warm_up_s=0.5,
+    measured_s=1.5,
     latency_devices=10,
     latency_readings_per_s=100,
     latency_s=1.5,
@@ -59,6 +75,11 @@ TINY = Size(
     queries=10,
     micro_repeats=2,
     micro_messages=10,
+    drained_messages=(100,),
+    together_messages=(100,),
+    together_devices=20,
+    together_readings_per_s=2_000,
+    together_s=2.0,
 )
 
 SIZES = {"full": FULL, "quick": QUICK, "tiny": TINY}

@@ -1,11 +1,6 @@
 """The server under test: PostgreSQL, fresh databases in it, and gateways on them."""
 
-import os
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +12,8 @@ import numpy as np
 import psycopg
 from psycopg import sql
 
+from bench.errors import BenchmarkVoid
+from bench.processes import Process
 from bench.workload import ENTITY_TYPE, TENANT, all_attributes, device_name
 from embedded.ports import free_port
 from embedded.postgres import EmbeddedPostgres
@@ -29,12 +26,13 @@ from storage.registry import AttributeWanted, Registry
 
 INGEST_LOGIN = "bench_ingest"
 QUERY_LOGIN = "bench_query"
+RELAY_LOGIN = "bench_relay"
+LOADER_LOGIN = "bench_loader"
+_LOGINS = {"ingest": INGEST_LOGIN, "query": QUERY_LOGIN, "relay": RELAY_LOGIN, "loader": LOADER_LOGIN}
 TEMPLATE = "bench_template"
 # Devices that every fresh database knows already, with a stream that was opened once.
 KNOWN_DEVICES = 200
 
-_START_S = 60.0
-_STOP_S = 60.0
 _SHOWN = (
     "server_version",
     "fsync",
@@ -49,10 +47,6 @@ _MUST_BE_ON = ("fsync", "full_page_writes", "synchronous_commit")
 _STORED_TYPES = {"DOUBLE": "double", "INT64": "bigint", "BOOL": "boolean", "STRING": "text"}
 
 
-class BenchmarkVoid(Exception):
-    """The run does not show what it claims to: a setting is off, or data is missing."""
-
-
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """A gateway process that serves."""
@@ -65,7 +59,7 @@ class Stack:
     """One PostgreSQL server. Blocking; `prepare` once, then `fresh_database` as often as needed."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._postgres = EmbeddedPostgres(directory / "postgres")
 
     def __enter__(self) -> "Stack":
@@ -112,11 +106,11 @@ class Stack:
     async def prepare(self) -> None:
         """Make the template: the schema, a tenant, its attributes and devices, and partitions around today."""
         self._postgres.ensure_database(TEMPLATE)
-        for login in (INGEST_LOGIN, QUERY_LOGIN):
+        for login in _LOGINS.values():
             self._postgres.ensure_login(login)
         owner = self._postgres.dsn(TEMPLATE)
         await migrate(owner)
-        await grant_logins(owner, {"ingest": [INGEST_LOGIN], "query": [QUERY_LOGIN]})
+        await grant_logins(owner, {group: [login] for group, login in _LOGINS.items()})
         pool = make_pool(PoolSettings(self.dsn(TEMPLATE), Role.INGEST, max_size=2))
         await pool.open()
         try:
@@ -156,41 +150,12 @@ class Stack:
     @contextmanager
     def gateway(self, database: str) -> Iterator[Gateway]:
         """A gateway on a database, with the default settings; stopped afterwards, the polite way."""
-        port, admin_port = free_port(), free_port()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ATLASCO_")}
-        environment |= {
+        target = f"127.0.0.1:{free_port()}"
+        environment = {
             "ATLASCO_DSN": self.dsn(database),
             "ATLASCO_QUERY_DSN": self.dsn(database, QUERY_LOGIN),
-            "ATLASCO_LISTEN": f"127.0.0.1:{port}",
-            "ATLASCO_ADMIN_LISTEN": f"127.0.0.1:{admin_port}",
+            "ATLASCO_LISTEN": target,
         }
-        log_file = self._directory / "gateway.log"
-        with log_file.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "bench.gateway_process"], env=environment, stdout=log, stderr=log
-            )
-        try:
-            _wait_ready(process, f"http://127.0.0.1:{admin_port}/readyz", log_file)
-            yield Gateway(process.pid, f"127.0.0.1:{port}")
-        finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait_ready(process: subprocess.Popen[bytes], url: str, log_file: Path) -> None:
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise BenchmarkVoid(f"the gateway ended at once: {log_file.read_text()[-2000:]}")
-        try:
-            with urllib.request.urlopen(url, timeout=1.0) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            pass
-        time.sleep(0.05)
-    raise BenchmarkVoid(f"the gateway was not ready within {_START_S:.0f} s")
+        with Process("gateway", ["bench.gateway_process"], environment, self.directory / "gateway.log") as process:
+            process.wait_ready()
+            yield Gateway(process.pid, target)
