@@ -19,6 +19,8 @@ COMMANDS = (
     "warehouse",
     "rebuild",
     "verify",
+    "rollup",
+    "projection",
     "tenant",
     "simulate",
     "replay",

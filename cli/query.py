@@ -1,6 +1,7 @@
-"""`atlasco query`: latest values, series, devices and attributes, as a table or as JSON lines."""
+"""`atlasco query`: latest values, series, devices, attributes and freshness, as a table or as JSON lines."""
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.auth import encode_name
+from runtime.config import duration
 
 TARGET_DEFAULT = "127.0.0.1:7070"
 
@@ -31,6 +33,9 @@ examples:
   atlasco query latest pump-7 pump-8 --attribute temperature
   atlasco query series pump-7 --attribute temperature --start -1h --end now
   atlasco query series pump-7 --attribute temperature --start 2026-01-01 --end 2026-02-01T12:00:00Z --json
+  atlasco query latest pump-7 --freshness dashboard --explain
+  atlasco query export pump-7 --attribute temperature --start -90d --freshness analytics --json > readings.jsonl
+  atlasco query freshness
 
 Without --ca the connection is plaintext, for a gateway in development mode on this machine: name the tenant with
 --tenant. With --ca, --cert and --key the certificate says who asks.
@@ -53,6 +58,9 @@ _HINTS = {
     "LATEST_NOT_KEPT": "`atlasco query series` reads its history",
     "QUERY_DEADLINE": "ask for a shorter range, or give it more time with --timeout",
     "QUERY_CONCURRENCY": "try again in a moment",
+    "FALLBACK_CONCURRENCY": "try again in a moment, or with --freshness critical",
+    "FRESHNESS_UNMET": "`atlasco query freshness` says how fresh each is; --allow-degraded takes an older answer",
+    "RANGE_RETIRED": "these readings are past the tenant's retention",
     "IDENTITY_MISSING": "name the tenant with --tenant, or give --ca, --cert and --key",
 }
 
@@ -62,6 +70,9 @@ _TYPES = {
     common_pb2.ATTRIBUTE_TYPE_BOOL: "bool",
     common_pb2.ATTRIBUTE_TYPE_STRING: "string",
 }
+
+
+TIERS = ("critical", "dashboard", "report", "analytics")
 
 
 class BadArgument(Exception):
@@ -83,15 +94,11 @@ def add_parser(subparsers: Any) -> None:
     latest.add_argument("devices", nargs="+", metavar="DEVICE")
     latest.add_argument("--attribute", action="append", default=[], metavar="NAME", help="only this one; repeatable")
 
-    series = _question(questions, "series", "readings of devices in a time range", _series)
-    series.add_argument("devices", nargs="+", metavar="DEVICE")
-    series.add_argument("--attribute", action="append", required=True, metavar="NAME", help="repeatable")
-    when = "ISO 8601 (UTC unless it says otherwise), `now`, or relative to now: -90s, -15m, -1h, -7d, -2w"
-    series.add_argument("--start", required=True, metavar="TIME", help=f"from here on; {when}")
-    series.add_argument("--end", default="now", metavar="TIME", help="up to here, exclusive (default: now)")
-    series.add_argument("--descending", action="store_true", help="newest first")
-    # argparse takes "-1h" for a flag; it does not what looks like a negative number, so that is what it is told.
-    series._negative_number_matcher = re.compile(r"^-[0-9]+[a-z]*$")
+    for name, text, ask in (
+        ("series", "readings of devices in a time range", _series),
+        ("export", "the same readings as one stream, for millions of them", _export),
+    ):
+        _add_range(_question(questions, name, text, ask))
 
     devices = _question(questions, "devices", "the tenant's devices", _devices)
     devices.add_argument("--type", default="", metavar="TYPE", help="only devices of this type")
@@ -100,6 +107,23 @@ def add_parser(subparsers: Any) -> None:
     )
 
     _question(questions, "attributes", "the tenant's attributes", _attributes)
+    # Not imported above: it builds on this module.
+    importlib.import_module("cli.query_find").add_questions(questions, _question)
+    _question(questions, "freshness", "how fresh each source is now, and what each tier would get", _freshness)
+
+
+def _add_range(series: argparse.ArgumentParser) -> None:
+    series.add_argument("devices", nargs="+", metavar="DEVICE")
+    series.add_argument("--attribute", action="append", required=True, metavar="NAME", help="repeatable")
+    when = "ISO 8601 (UTC unless it says otherwise), `now`, or relative to now: -90s, -15m, -1h, -7d, -2w"
+    series.add_argument("--start", required=True, metavar="TIME", help=f"from here on; {when}")
+    series.add_argument("--end", default="now", metavar="TIME", help="up to here, exclusive (default: now)")
+    series.add_argument("--descending", action="store_true", help="newest first")
+    # argparse takes "-1h" for a flag; it does not what looks like a negative number, so that is what it is told.
+    series._negative_number_matcher = re.compile(r"^-[0-9]+[a-z]*$")
+    series.add_argument(
+        "--per-series", type=int, default=0, metavar="N", help="at most N readings of each series (default: all)"
+    )
 
 
 def _question(questions: Any, name: str, text: str, ask: Any) -> argparse.ArgumentParser:
@@ -113,6 +137,19 @@ def _question(questions: Any, name: str, text: str, ask: Any) -> argparse.Argume
         help=f"at most N rows, 0: all (default: {TABLE_ROWS} in a table, all as JSON)",
     )
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="per request (default: 30)")
+    if ask is not _freshness:
+        freshness = parser.add_argument_group("freshness")
+        freshness.add_argument(
+            "--freshness",
+            default="critical",
+            metavar="TIER|DURATION",
+            help="critical, dashboard, report, analytics, or how stale answers may be: 250ms (default: critical)",
+        )
+        freshness.add_argument("--read-token", default="", metavar="HEX", help="see the write that returned this token")
+        freshness.add_argument(
+            "--allow-degraded", action="store_true", help="where nothing is fresh enough, take what there is"
+        )
+        freshness.add_argument("--explain", action="store_true", help="tell on stderr where answers came from, and why")
     gateway = parser.add_argument_group("gateway")
     gateway.add_argument(
         "--target",
@@ -157,10 +194,27 @@ class Gateway:
         self._stub = query_pb2_grpc.QueryServiceStub(channel)
         self._metadata = [] if arguments.ca else _development_identity(arguments.tenant)
         self._timeout_s = arguments.timeout
+        self._freshness = _freshness_of(arguments)
+        self._known = ""
 
     def call(self, method: str, request: Any) -> Any:
         """The answer to one request. Raises grpc.RpcError."""
-        return getattr(self._stub, method)(request, timeout=self._timeout_s, metadata=self._metadata)
+        if self._freshness is not None:
+            request.freshness.CopyFrom(self._freshness)
+        answer = getattr(self._stub, method)(request, timeout=self._timeout_s, metadata=self._metadata)
+        if method not in ("GetFreshness", "ExportSeries"):
+            self.tell(answer.provenance)
+        return answer
+
+    def tell(self, provenance: query_pb2.Provenance) -> None:
+        """Say on stderr in which way an answer is worse than asked, and with --explain how it came about."""
+        degraded = "; ".join(f"{_reason(d.reason)}: {d.text}" for d in provenance.degraded)
+        if degraded and degraded != self._known:
+            self._known = degraded
+            print(f"degraded: {degraded}", file=sys.stderr)
+        if self._freshness is not None and self._freshness.explain:
+            for line in explanation(provenance):
+                print(line, file=sys.stderr)
 
     def pages(self, method: str, request: Any) -> Iterator[Any]:
         """The answer's pages, one after the other."""
@@ -200,29 +254,51 @@ def _latest(gateway: Gateway, arguments: argparse.Namespace) -> Iterator[Row]:
         raise NotFound(missing)
 
 
-def _series(gateway: Gateway, arguments: argparse.Namespace) -> Iterator[Row]:
+def _range_of(arguments: argparse.Namespace) -> dict[str, Any]:
     now_us = time.time_ns() // 1000
+    return {
+        "entities": dict.fromkeys(arguments.devices),
+        "attributes": dict.fromkeys(arguments.attribute),
+        "start_time_us": parse_time(arguments.start, now_us, "--start"),
+        "end_time_us": parse_time(arguments.end, now_us, "--end"),
+        "descending": arguments.descending,
+        "limit_per_series": arguments.per_series,
+    }
+
+
+def _series(gateway: Gateway, arguments: argparse.Namespace) -> Iterator[Row]:
     request = query_pb2.ReadSeriesRequest(
-        entities=dict.fromkeys(arguments.devices),
-        attributes=dict.fromkeys(arguments.attribute),
-        start_time_us=parse_time(arguments.start, now_us, "--start"),
-        end_time_us=parse_time(arguments.end, now_us, "--end"),
+        **_range_of(arguments),
         # One more than shown tells whether there are more.
         page_size=min(PAGE, _limit(arguments) + 1) if _limit(arguments) else PAGE,
-        descending=arguments.descending,
     )
     for page in gateway.pages("ReadSeries", request):
-        for series in page.series:
-            values = series.double_values or series.int64_values or series.bool_values or series.string_values
-            revisions = series.revisions or [0] * len(series.times_us)
-            for time_us, value, revision in zip(series.times_us, values, revisions, strict=True):
-                yield {
-                    "device": series.entity,
-                    "attribute": series.attribute,
-                    "time": time_text(time_us),
-                    "value": value,
-                    "revision": revision,
-                }
+        yield from _readings(page.series)
+
+
+def _export(gateway: Gateway, arguments: argparse.Namespace) -> Iterator[Row]:
+    summary = None
+    for message in gateway.call("ExportSeries", query_pb2.ExportSeriesRequest(**_range_of(arguments))):
+        yield from _readings(message.series)
+        if message.HasField("summary"):
+            summary = message.summary
+    if summary is None:
+        raise Truncated
+    gateway.tell(summary.provenance)
+
+
+def _readings(found: Iterable[query_pb2.Series]) -> Iterator[Row]:
+    for series in found:
+        values = series.double_values or series.int64_values or series.bool_values or series.string_values
+        revisions = series.revisions or [0] * len(series.times_us)
+        for time_us, value, revision in zip(series.times_us, values, revisions, strict=True):
+            yield {
+                "device": series.entity,
+                "attribute": series.attribute,
+                "time": time_text(time_us),
+                "value": value,
+                "revision": revision,
+            }
 
 
 def _devices(gateway: Gateway, arguments: argparse.Namespace) -> Iterator[Row]:
@@ -255,6 +331,78 @@ def _attributes(gateway: Gateway, _: argparse.Namespace) -> Iterator[Row]:
             }
 
 
+def _freshness(gateway: Gateway, _: argparse.Namespace) -> Iterator[Row]:
+    answer = gateway.call("GetFreshness", query_pb2.GetFreshnessRequest())
+    for source in answer.sources:
+        yield {
+            "kind": "source",
+            "name": source.name,
+            "available": source.available,
+            "complete_to": time_text(source.as_of_us) if source.as_of_us else "",
+            "staleness_s": source.staleness_us / 1e6,
+            "served_by": "",
+            "reason": source.reason,
+        }
+    for tier in answer.tiers:
+        yield {
+            "kind": "tier",
+            "name": query_pb2.Tier.Name(tier.tier).removeprefix("TIER_").lower(),
+            "available": bool(tier.scan_source and tier.lookup_source),
+            "complete_to": "",
+            "staleness_s": tier.max_staleness_us / 1e6,
+            "served_by": f"scan: {_source(tier.scan_source)}, latest: {_source(tier.lookup_source)}",
+            "reason": tier.reason,
+        }
+
+
+def explanation(provenance: query_pb2.Provenance) -> Iterator[str]:
+    """How an answer came about, line by line."""
+    yield (
+        f"answered by {_source(provenance.source)}, complete to {time_text(provenance.as_of_us)}, "
+        f"at most {provenance.staleness_us / 1000:.1f} ms old"
+    )
+    for candidate in provenance.plan.candidates:
+        yield f"  {'*' if candidate.chosen else ' '} {candidate.name}: {candidate.reason}"
+    for step in provenance.plan.steps:
+        outcome = f"failed: {step.failure}" if step.failure else "answered"
+        yield f"  {step.name} {outcome} in {step.duration_us / 1000:.1f} ms"
+
+
+def _source(source: "query_pb2.Provenance.Source.ValueType") -> str:
+    if not source:
+        return "none"
+    return query_pb2.Provenance.Source.Name(source).removeprefix("SOURCE_").lower()
+
+
+def _reason(reason: "query_pb2.Degradation.Reason.ValueType") -> str:
+    return query_pb2.Degradation.Reason.Name(reason).removeprefix("REASON_")
+
+
+def _freshness_of(arguments: argparse.Namespace) -> query_pb2.Freshness | None:
+    """What the arguments ask for; None for a question without freshness."""
+    if not hasattr(arguments, "freshness"):
+        return None
+    freshness = query_pb2.Freshness(explain=arguments.explain, allow_degraded=arguments.allow_degraded)
+    if arguments.freshness.lower() in TIERS:
+        freshness.tier = query_pb2.Tier.Value(f"TIER_{arguments.freshness.upper()}")
+    else:
+        try:
+            freshness.max_staleness_us = round(duration(arguments.freshness) * 1e6)
+        except ValueError:
+            raise BadArgument(
+                f"--freshness {arguments.freshness!r} is neither one of {', '.join(TIERS)} nor a duration such as 250ms"
+            ) from None
+    try:
+        freshness.read_token = bytes.fromhex(arguments.read_token)
+    except ValueError:
+        raise BadArgument(f"--read-token {arguments.read_token!r} is not hexadecimal") from None
+    return freshness
+
+
+class Truncated(Exception):
+    """An export ended without its summary."""
+
+
 class NotFound(Exception):
     """Some devices do not exist; the others were shown."""
 
@@ -276,6 +424,8 @@ def _print(arguments: argparse.Namespace, gateway: Gateway) -> int:
             if limit and next(rows, None) is not None:
                 print(f"the first {limit} rows; --limit N shows more, --limit 0 all of them", file=sys.stderr)
         return 0
+    except Truncated:
+        return _fail("the export ended early: what was shown is not the whole", 1)
     except NotFound as error:
         return _fail(f"ENTITY_NOT_FOUND: no such device: {error} ({_HINTS['ENTITY_NOT_FOUND']})", 1)
 

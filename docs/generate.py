@@ -31,14 +31,14 @@ def pages() -> dict[str, str]:
 
 
 _INTRODUCTION = """\
-Flags win over environment variables, those over defaults. A variable that is set but empty counts as not set. Durations
-take a unit (`250ms`, `30s`, `5m`, `7d`), sizes too (`64KiB`, `4MiB`). A process that finds a setting wrong says which one,
-and ends with exit code 2. This page is generated from the code (`make docs`).
+Flags win over environment variables, those over defaults. A variable that is set but empty counts as not set.
+Durations take a unit (`250ms`, `30s`, `5m`, `7d`), sizes too (`64KiB`, `4MiB`). A process that finds a setting wrong
+says which one, and ends with exit code 2. This page is generated from the code (`make docs`).
 """
 
 _METRICS = """\
-Every process serves these on its admin port at `/metrics`, in Prometheus form. No label ever holds a device's or a tenant's
-name. This page is generated from the code (`make docs`).
+Every process serves these on its admin port at `/metrics`, in Prometheus form. No label ever holds a device's or a
+tenant's name. This page is generated from the code (`make docs`).
 """
 
 if __name__ == "__main__":

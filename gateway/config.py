@@ -109,6 +109,38 @@ class GatewayConfig:
     max_tenant_queries: int = setting(
         "ATLASCO_MAX_TENANT_QUERIES", 48, "Queries of one tenant that run or wait at once.", parse=positive_int
     )
+    replica_dsns: str = setting(
+        "ATLASCO_REPLICA_DSNS", "", "Streaming replicas for queries, as the query role: connection strings or URIs, "
+        "separated by ';'.", secret=True,
+    )  # fmt: skip
+    replica_connections: int = setting(
+        "ATLASCO_REPLICA_CONNECTIONS", 4, "Database connections for queries, to each replica.", parse=positive_int
+    )
+    beat_interval: float = setting(
+        "ATLASCO_BEAT_INTERVAL", 0.03, "Between two heartbeats, by which replicas prove their freshness.",
+        parse=duration,
+    )  # fmt: skip
+    max_fallback_queries: int = setting(
+        "ATLASCO_MAX_FALLBACK_QUERIES", 16,
+        "Queries at once that the primary takes over from a replica or a warehouse that fails.", parse=positive_int,
+    )  # fmt: skip
+    warehouse_queries: int = setting(
+        "ATLASCO_WAREHOUSE_QUERIES", 2, "Queries at once in the warehouse; twice as many may wait.", parse=positive_int
+    )
+    critical_staleness: float = setting(
+        "ATLASCO_CRITICAL_STALENESS", 0.0, "How stale an answer of tier CRITICAL may be.", parse=duration
+    )
+    dashboard_staleness: float = setting(
+        "ATLASCO_DASHBOARD_STALENESS", 0.1, "How stale an answer of tier DASHBOARD may be.", parse=duration
+    )
+    report_staleness: float = setting(
+        "ATLASCO_REPORT_STALENESS", 30.0,
+        "How stale an answer of tier REPORT may be; from here on the warehouse is asked.", parse=duration,
+    )  # fmt: skip
+    analytics_staleness: float = setting(
+        "ATLASCO_ANALYTICS_STALENESS", 900.0,
+        "How stale an answer of tier ANALYTICS may be; from here on the warehouse is asked first.", parse=duration,
+    )  # fmt: skip
     session_retention: float = setting(
         "ATLASCO_SESSION_RETENTION",
         30 * 86_400.0,
@@ -116,11 +148,19 @@ class GatewayConfig:
         parse=duration,
     )  # fmt: skip
 
+    @property
+    def replicas(self) -> tuple[str, ...]:
+        """The connection strings of the replicas."""
+        return tuple(filter(None, (dsn.strip() for dsn in self.replica_dsns.split(";"))))
+
     def __post_init__(self) -> None:
         if self.tenant_queue_readings > self.queue_readings:
             raise ValueError("ATLASCO_TENANT_QUEUE_READINGS is above ATLASCO_QUEUE_READINGS")
         if self.max_tenant_queries > self.max_concurrent_queries:
             raise ValueError("ATLASCO_MAX_TENANT_QUERIES is above ATLASCO_MAX_CONCURRENT_QUERIES")
+        tiers = (self.critical_staleness, self.dashboard_staleness, self.report_staleness, self.analytics_staleness)
+        if list(tiers) != sorted(tiers):
+            raise ValueError("the tiers' staleness must not fall from CRITICAL over DASHBOARD and REPORT to ANALYTICS")
         if self.max_message_bytes >= HARD_MESSAGE_BYTES:
             raise ValueError(f"ATLASCO_MAX_MESSAGE_BYTES must stay below {HARD_MESSAGE_BYTES}, the transport's limit")
 

@@ -1,7 +1,8 @@
 """The QueryService: who asks, what may be asked, the read, the message. The specification is query.proto."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, TypeAlias, TypeVar
 
@@ -11,18 +12,24 @@ from atlasco.telemetry.v1 import query_pb2, query_pb2_grpc
 from gateway.auth import Authenticator, Identity
 from gateway.paging import PageTokens, pack_position, token_invalid, unpack_position
 from gateway.query_admission import QueryAdmission
-from gateway.query_messages import (
-    attribute_messages,
-    entity_latest,
-    entity_messages,
+from gateway.query_aggregate import aggregate_message, aggregate_question
+from gateway.query_export import export_series
+from gateway.query_freshness import (
+    TierBounds,
+    need_of,
     provenance,
-    series_message,
+    refusal_of_route,
+    source_messages,
+    tier_message,
 )
+from gateway.query_messages import attribute_messages, entity_latest, entity_messages, found_messages, series_message
 from gateway.query_requests import (
+    EXPORT_CHUNK,
     LIST_PAGE,
     SERIES_PAGE,
     entity_names,
     entity_type,
+    filter_text,
     labels,
     latest_attributes,
     one_entity,
@@ -30,13 +37,45 @@ from gateway.query_requests import (
     series_question,
     visible_entity,
 )
-from gateway.status import abort, attribute_not_found, entity_not_found, field_invalid, latest_not_kept, refusal_of
+from gateway.status import (
+    Reason,
+    Refusal,
+    abort,
+    attribute_not_found,
+    entity_not_found,
+    field_invalid,
+    latest_not_kept,
+    refusal_of,
+)
+from router.clock import PrimaryClock
+from router.execute import Router
+from router.plan import Need
+from router.questions import Aggregates, AttributeList, EntityList, FindDevices, LatestValues, SeriesRange
 from runtime.metrics import Metrics
-from storage.read_model import AnswerTooLarge, AttributeNotFound, EntityNotFound, LatestNotKept
-from storage.reads import TelemetryReads
+from storage.aggregate_buckets import TimeZoneUnknown, TooManyPoints
+from storage.aggregate_model import AggregateTypeMismatch, SelectionTooLarge
+from storage.filter.syntax import FilterInvalid
+from storage.read_model import (
+    AnswerTooLarge,
+    AttributeNotFound,
+    EntityNotFound,
+    LatestNotKept,
+    Position,
+    SeriesQuestion,
+)
+from storage.search import FindQuestion
 
 Answer = TypeVar("Answer")
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+Paged: TypeAlias = (
+    query_pb2.ReadSeriesRequest
+    | query_pb2.FindEntitiesRequest
+    | query_pb2.ListEntitiesRequest
+    | query_pb2.ListAttributesRequest
+)
+
+# Readings of a series taken so far, behind the position in a page token.
+_TAKEN_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,29 +87,33 @@ class QueryLimits:
     concurrency: int = 64
     # Queries of one tenant at once.
     tenant_concurrency: int = 48
-    # The most a query may take, whatever deadline the caller sets.
+    # The most a query may take, whatever deadline the caller sets; an export: each of its reads.
     longest_s: float = 30.0
     # Kept back from the caller's deadline, though at most a fifth of it, so that the statement is over and the typed
     # error has arrived before the caller gives up by itself.
     reserve_s: float = 0.25
+    tiers: TierBounds = field(default_factory=TierBounds)
 
 
 class QueryServicer(query_pb2_grpc.QueryServiceServicer):
-    """Answers queries over `reads`; `tokens` must have the same key on every gateway."""
+    """Answers queries through `router`; `tokens` must have the same key on every gateway."""
 
     def __init__(
         self,
-        reads: TelemetryReads,
+        router: Router,
+        clock: PrimaryClock,
         authenticator: Authenticator,
         metrics: Metrics,
         *,
         limits: QueryLimits | None = None,
         tokens: PageTokens | None = None,
     ) -> None:
-        self._reads = reads
+        self._router = router
+        self._clock = clock
         self._authenticator = authenticator
         self._metrics = metrics
         self._limits = limits or QueryLimits()
+        self._tiers: Mapping[query_pb2.Tier.ValueType, int] = self._limits.tiers.microseconds()
         self._tokens = tokens or PageTokens()
         self._admission = QueryAdmission(self._limits.concurrency, self._limits.tenant_concurrency)
 
@@ -81,13 +124,12 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
 
         async def answer(identity: Identity, timeout_s: float) -> query_pb2.GetLatestResponse:
             entity = one_entity(identity, request.entity)
-            found = await self._reads.latest(
-                identity.tenant, [entity], latest_attributes(request.attributes), timeout_s=timeout_s
-            )
-            if found.missing:
+            question = LatestValues([entity], latest_attributes(request.attributes))
+            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
+            if routed.answer.missing:
                 raise entity_not_found(entity)
-            latest = entity_latest(entity, found.entities[entity], found.as_of_us)
-            return query_pb2.GetLatestResponse(latest=latest, provenance=provenance(found.as_of_us))
+            latest = entity_latest(entity, routed.answer.entities[entity], routed.proof.as_of_us)
+            return query_pb2.GetLatestResponse(latest=latest, provenance=provenance(routed))
 
         return await self._call("GetLatest", context, answer)
 
@@ -97,16 +139,13 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         """See query.proto."""
 
         async def answer(identity: Identity, timeout_s: float) -> query_pb2.BatchGetLatestResponse:
-            found = await self._reads.latest(
-                identity.tenant,
-                entity_names(identity, request.entities),
-                latest_attributes(request.attributes),
-                timeout_s=timeout_s,
-            )
+            question = LatestValues(entity_names(identity, request.entities), latest_attributes(request.attributes))
+            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
+            as_of_us = routed.proof.as_of_us
             return query_pb2.BatchGetLatestResponse(
-                latest=[entity_latest(name, values, found.as_of_us) for name, values in found.entities.items()],
-                not_found=found.missing,
-                provenance=provenance(found.as_of_us),
+                latest=[entity_latest(name, values, as_of_us) for name, values in routed.answer.entities.items()],
+                not_found=routed.answer.missing,
+                provenance=provenance(routed),
             )
 
         return await self._call("BatchGetLatest", context, answer)
@@ -117,24 +156,77 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         """See query.proto."""
 
         async def answer(identity: Identity, timeout_s: float) -> query_pb2.ReadSeriesResponse:
-            question = series_question(identity, request)
-            size = page_size(request.page_size, SERIES_PAGE)
-            position = self._tokens.open(identity.tenant, request)
-            page = await self._reads.series(
-                identity.tenant,
-                question,
-                page_size=size,
-                after=None if position is None else unpack_position(position),
-                timeout_s=timeout_s,
+            question = SeriesRange(
+                series_question(identity, request),
+                page_size(request.page_size, SERIES_PAGE),
+                _position(self._open(identity, request)),
             )
-            token = "" if page.last is None else self._tokens.seal(pack_position(page.last), identity.tenant, request)
+            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
+            last = routed.answer.last
             return query_pb2.ReadSeriesResponse(
-                series=[series_message(part) for part in page.parts],
-                next_page_token=token,
-                provenance=provenance(page.as_of_us),
+                series=[series_message(part) for part in routed.answer.parts],
+                next_page_token="" if last is None else self._seal(_packed(last), identity, request),
+                provenance=provenance(routed),
             )
 
         return await self._call("ReadSeries", context, answer)
+
+    async def ExportSeries(  # noqa: N802
+        self, request: query_pb2.ExportSeriesRequest, context: Context
+    ) -> AsyncIterator[query_pb2.ExportSeriesResponse]:
+        """See query.proto. An export counts as a query all the time that it runs."""
+        with self._counted("ExportSeries") as ended:
+            try:
+                identity = self._authenticator.authenticate(context)
+                question = series_question(identity, request)
+                chunk = page_size(request.chunk_size, EXPORT_CHUNK, "chunk_size")
+                need = self._need(request.freshness)
+                with self._admission.admitted(identity.tenant):
+                    async for message in export_series(
+                        self._router, identity.tenant, question, need, chunk, lambda: self._timeout_s(context)
+                    ):
+                        yield message
+                ended(grpc.StatusCode.OK)
+            except Exception as error:  # as in _call
+                failure = _refusal_of_read(error)
+                ended(refusal_of(failure).code)
+                await abort(context, failure)
+
+    async def Aggregate(  # noqa: N802
+        self, request: query_pb2.AggregateRequest, context: Context
+    ) -> query_pb2.AggregateResponse:
+        """See query.proto."""
+
+        async def answer(identity: Identity, timeout_s: float) -> query_pb2.AggregateResponse:
+            question = Aggregates(aggregate_question(identity, request), visible_entity(identity))
+            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
+            return query_pb2.AggregateResponse(series=aggregate_message(routed.answer), provenance=provenance(routed))
+
+        return await self._call("Aggregate", context, answer)
+
+    async def FindEntities(  # noqa: N802
+        self, request: query_pb2.FindEntitiesRequest, context: Context
+    ) -> query_pb2.FindEntitiesResponse:
+        """See query.proto."""
+
+        async def answer(identity: Identity, timeout_s: float) -> query_pb2.FindEntitiesResponse:
+            question = FindDevices(
+                FindQuestion(
+                    filter_text(request.filter, "filter"),
+                    latest_attributes(request.attributes),
+                    visible_entity(identity),
+                ),
+                page_size(request.page_size, LIST_PAGE),
+                self._name_after(identity, request),
+            )
+            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
+            return query_pb2.FindEntitiesResponse(
+                entities=found_messages(routed.answer.devices, routed.proof.as_of_us),
+                next_page_token=self._token_after(routed.answer.last, identity, request),
+                provenance=provenance(routed),
+            )
+
+        return await self._call("FindEntities", context, answer)
 
     async def ListEntities(  # noqa: N802
         self, request: query_pb2.ListEntitiesRequest, context: Context
@@ -142,19 +234,18 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         """See query.proto."""
 
         async def answer(identity: Identity, timeout_s: float) -> query_pb2.ListEntitiesResponse:
-            page = await self._reads.entities(
-                identity.tenant,
+            question = EntityList(
+                page_size=page_size(request.page_size, LIST_PAGE),
                 entity_type=entity_type(request.entity_type),
                 labels=labels(request.labels),
                 only=visible_entity(identity),
-                page_size=page_size(request.page_size, LIST_PAGE),
                 after=self._name_after(identity, request),
-                timeout_s=timeout_s,
             )
+            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
             return query_pb2.ListEntitiesResponse(
-                entities=entity_messages(page.entities),
-                next_page_token=self._token_after(page.last, identity, request),
-                provenance=provenance(page.as_of_us),
+                entities=entity_messages(routed.answer.entities),
+                next_page_token=self._token_after(routed.answer.last, identity, request),
+                provenance=provenance(routed),
             )
 
         return await self._call("ListEntities", context, answer)
@@ -165,39 +256,77 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         """See query.proto. A device sees its tenant's attributes too: they are definitions, not data."""
 
         async def answer(identity: Identity, timeout_s: float) -> query_pb2.ListAttributesResponse:
-            page = await self._reads.attributes(
-                identity.tenant,
-                page_size=page_size(request.page_size, LIST_PAGE),
-                after=self._name_after(identity, request),
-                timeout_s=timeout_s,
-            )
+            question = AttributeList(page_size(request.page_size, LIST_PAGE), self._name_after(identity, request))
+            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
             return query_pb2.ListAttributesResponse(
-                attributes=attribute_messages(page.attributes),
-                next_page_token=self._token_after(page.last, identity, request),
-                provenance=provenance(page.as_of_us),
+                attributes=attribute_messages(routed.answer.attributes),
+                next_page_token=self._token_after(routed.answer.last, identity, request),
+                provenance=provenance(routed),
             )
 
         return await self._call("ListAttributes", context, answer)
+
+    async def GetFreshness(  # noqa: N802
+        self, request: query_pb2.GetFreshnessRequest, context: Context
+    ) -> query_pb2.GetFreshnessResponse:
+        """See query.proto. Nothing is read for it: it tells what is measured all the time."""
+
+        async def answer(_: Identity, __: float) -> query_pb2.GetFreshnessResponse:
+            now = self._clock.now()
+            end_us = 0 if now is None else now.latest_us
+            start_us = end_us - self._router.policy.long_range_us
+            scan = SeriesRange(SeriesQuestion(["-"], ["-"], start_us, end_us), 1, None)
+            lookup = LatestValues(["-"], ["-"])
+            return query_pb2.GetFreshnessResponse(
+                time_us=end_us,
+                uncertainty_us=0 if now is None else now.uncertainty_us,
+                sources=source_messages(self._router.standings(), now),
+                tiers=[
+                    tier_message(
+                        tier,
+                        staleness_us,
+                        self._router.plan(scan, Need(staleness_us), now),
+                        self._router.plan(lookup, Need(staleness_us), now),
+                    )
+                    for tier, staleness_us in self._tiers.items()
+                ],
+            )
+
+        return await self._call("GetFreshness", context, answer)
 
     async def _call(
         self, method: str, context: Context, answer: Callable[[Identity, float], Awaitable[Answer]]
     ) -> Answer:
         """Authenticate, admit, answer; errors become a status, and everything is counted."""
-        started = perf_counter()
-        status = grpc.StatusCode.CANCELLED
-        try:
-            identity = self._authenticator.authenticate(context)
-            with self._admission.admitted(identity.tenant):
-                made = await answer(identity, self._timeout_s(context))
-            status = grpc.StatusCode.OK
-            return made
-        except Exception as error:  # the one place where errors end; cancellation is none of them
-            failure = _refusal_of_read(error)
-            status = refusal_of(failure).code
-            await abort(context, failure)
-        finally:
-            self._metrics.count("atlasco_query_requests", method=method, status=status.name)
-            self._metrics.observe("atlasco_query_duration_seconds", perf_counter() - started, method=method)
+        with self._counted(method) as ended:
+            try:
+                identity = self._authenticator.authenticate(context)
+                with self._admission.admitted(identity.tenant):
+                    made = await answer(identity, self._timeout_s(context))
+                ended(grpc.StatusCode.OK)
+                return made
+            except Exception as error:  # the one place where errors end; cancellation is none of them
+                failure = _refusal_of_read(error)
+                ended(refusal_of(failure).code)
+                await abort(context, failure)
+
+    def _counted(self, method: str) -> AbstractContextManager[Callable[[grpc.StatusCode], None]]:
+        """Counts a call of the block; what it gives takes the status, CANCELLED if nobody says anything."""
+
+        @contextmanager
+        def counted() -> Any:
+            started = perf_counter()
+            status = [grpc.StatusCode.CANCELLED]
+            try:
+                yield status.append
+            finally:
+                self._metrics.count("atlasco_query_requests", method=method, status=status[-1].name)
+                self._metrics.observe("atlasco_query_duration_seconds", perf_counter() - started, method=method)
+
+        return counted()
+
+    def _need(self, freshness: query_pb2.Freshness) -> Need:
+        return need_of(freshness, self._tiers)
 
     def _timeout_s(self, context: Context) -> float:
         left_s = context.time_remaining()
@@ -205,10 +334,8 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
             return self._limits.longest_s
         return min(self._limits.longest_s, left_s - min(self._limits.reserve_s, left_s / 5))
 
-    def _name_after(
-        self, identity: Identity, request: query_pb2.ListEntitiesRequest | query_pb2.ListAttributesRequest
-    ) -> str:
-        position = self._tokens.open(identity.tenant, request)
+    def _name_after(self, identity: Identity, request: Paged) -> str:
+        position = self._open(identity, request)
         if position is None:
             return ""
         try:
@@ -216,13 +343,33 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         except UnicodeDecodeError:
             raise token_invalid() from None
 
-    def _token_after(
-        self,
-        last: str | None,
-        identity: Identity,
-        request: query_pb2.ListEntitiesRequest | query_pb2.ListAttributesRequest,
-    ) -> str:
-        return "" if last is None else self._tokens.seal(last.encode(), identity.tenant, request)
+    def _token_after(self, last: str | None, identity: Identity, request: Paged) -> str:
+        return "" if last is None else self._seal(last.encode(), identity, request)
+
+    def _open(self, identity: Identity, request: Paged) -> bytes | None:
+        return self._tokens.open(identity.tenant, _without_freshness(request))
+
+    def _seal(self, position: bytes, identity: Identity, request: Paged) -> str:
+        return self._tokens.seal(position, identity.tenant, _without_freshness(request))
+
+
+def _without_freshness(request: Paged) -> Paged:
+    """The arguments that a page token is bound to: each page is routed by itself."""
+    bare = type(request)()
+    bare.CopyFrom(request)  # type: ignore[arg-type]
+    bare.ClearField("freshness")
+    return bare
+
+
+def _packed(position: Position) -> bytes:
+    return pack_position(position) + position.taken.to_bytes(_TAKEN_BYTES, "big")
+
+
+def _position(data: bytes | None) -> Position | None:
+    if data is None:
+        return None
+    bare = unpack_position(data[:-_TAKEN_BYTES])
+    return Position(bare.entity, bare.attribute, bare.time_us, int.from_bytes(data[-_TAKEN_BYTES:], "big"))
 
 
 def _refusal_of_read(error: Exception) -> Exception:
@@ -234,7 +381,21 @@ def _refusal_of_read(error: Exception) -> Exception:
             return attribute_not_found(error.name)
         case LatestNotKept():
             return latest_not_kept(error.name)
+        case FilterInvalid():
+            metadata = {"position": str(error.position), "expected": error.expected}
+            return Refusal(Reason.FILTER_INVALID, str(error), metadata=metadata, field="filter")
+        case TimeZoneUnknown():
+            metadata = {"time_zone": error.name}
+            return Refusal(Reason.TIME_ZONE_UNKNOWN, str(error), metadata=metadata, field="bucket.time_zone")
+        case AggregateTypeMismatch():
+            metadata = {"attribute": error.attribute, "function": error.function}
+            return Refusal(Reason.AGGREGATE_TYPE, str(error), metadata=metadata)
+        case TooManyPoints():
+            metadata = {"points": str(error.points), "limit": str(error.limit)}
+            return Refusal(Reason.TOO_MANY_POINTS, str(error), metadata=metadata)
+        case SelectionTooLarge():
+            return field_invalid("selection.filter", f"selects too much: {error}")
         case AnswerTooLarge():
             return field_invalid("attributes", f"lead to an answer that is too large: {error}")
         case _:
-            return error
+            return refusal_of_route(error) or error

@@ -7,18 +7,15 @@ from atlasco.telemetry.v1 import common_pb2, query_pb2
 
 from storage.model import ValueType
 from storage.read_model import AttributeEntry, Entity, Reading, Scalar, SeriesPart
+from storage.search import FoundDevice
 
-_TYPES = {
+TYPES = {
     ValueType.DOUBLE: common_pb2.ATTRIBUTE_TYPE_DOUBLE,
     ValueType.BIGINT: common_pb2.ATTRIBUTE_TYPE_INT64,
     ValueType.BOOLEAN: common_pb2.ATTRIBUTE_TYPE_BOOL,
     ValueType.TEXT: common_pb2.ATTRIBUTE_TYPE_STRING,
 }
-
-
-def provenance(as_of_us: int) -> query_pb2.Provenance:
-    """Read from the primary, complete up to `as_of_us`."""
-    return query_pb2.Provenance(source=query_pb2.Provenance.SOURCE_PRIMARY, as_of_us=as_of_us)
+"""Value types on the wire."""
 
 
 def entity_latest(entity: str, readings: Iterable[Reading], as_of_us: int) -> query_pb2.EntityLatest:
@@ -50,7 +47,7 @@ def value_message(value: Scalar) -> common_pb2.Value:
 
 def series_message(part: SeriesPart) -> query_pb2.Series:
     """A run of readings in packed columns."""
-    series = query_pb2.Series(entity=part.entity, attribute=part.attribute, type=_TYPES[part.type])
+    series = query_pb2.Series(entity=part.entity, attribute=part.attribute, type=TYPES[part.type])
     # tolist makes Python numbers in one go; extend on numpy's own scalars takes several times as long.
     series.times_us.extend(part.times_us.tolist())
     match part.type:
@@ -67,6 +64,17 @@ def series_message(part: SeriesPart) -> query_pb2.Series:
     return series
 
 
+def found_messages(devices: Iterable[FoundDevice], as_of_us: int) -> list[query_pb2.FoundEntity]:
+    """Devices that meet a filter, with the values asked for."""
+    return [
+        query_pb2.FoundEntity(
+            entity=entity_messages([device.entity])[0],
+            values=entity_latest(device.entity.name, device.values, as_of_us).values,
+        )
+        for device in devices
+    ]
+
+
 def entity_messages(entities: Sequence[Entity]) -> list[query_pb2.Entity]:
     """Devices."""
     return [
@@ -80,7 +88,7 @@ def attribute_messages(attributes: Sequence[AttributeEntry]) -> list[query_pb2.A
     return [
         query_pb2.Attribute(
             name=a.name,
-            type=_TYPES[a.type],
+            type=TYPES[a.type],
             unit=a.unit,
             keeps_latest=a.keeps_latest,
             create_time_us=a.create_time_us,

@@ -22,14 +22,20 @@ MAX_LABEL_BYTES: Final = 1_024
 SERIES_PAGE: Final = (1_000, 50_000)
 """Default and most readings per page."""
 
+EXPORT_CHUNK: Final = (10_000, 50_000)
+"""Default and most readings per message of an export."""
+
+MAX_LIMIT_PER_SERIES: Final = 1_000_000
+MAX_FILTER_BYTES: Final = 4_096
+
 LIST_PAGE: Final = (100, 1_000)
 """Default and most devices or attributes per page."""
 
 
-def page_size(asked: int, bounds: tuple[int, int]) -> int:
+def page_size(asked: int, bounds: tuple[int, int], field: str = "page_size") -> int:
     """The size of a page, by AIP-158: 0 is the default, more than the most is the most."""
     if asked < 0:
-        raise field_invalid("page_size", "must not be negative")
+        raise field_invalid(field, "must not be negative")
     default, most = bounds
     return min(asked or default, most)
 
@@ -55,19 +61,47 @@ def one_entity(identity: Identity, name: str) -> str:
     return name
 
 
+def distinct_names(
+    names: Sequence[str], field: str, *, most: int = MAX_ENTITIES, identity: Identity | None = None
+) -> Sequence[str]:
+    """Distinct names, none of them too; with `identity`, of devices that it may read."""
+    _check_names(names, field, most=most)
+    for name in names:
+        if identity is not None and not identity.may_name(name):
+            raise device_mismatch(name)
+    return names
+
+
+def filter_text(text: str, field: str) -> str:
+    """A filter, not parsed yet."""
+    if len(text.encode()) > MAX_FILTER_BYTES:
+        raise field_invalid(field, f"is longer than {MAX_FILTER_BYTES} bytes")
+    return text
+
+
 def latest_attributes(names: Sequence[str]) -> Sequence[str]:
     """Distinct attribute names; none stands for all."""
     _check_names(names, "attributes", most=MAX_LATEST_ATTRIBUTES)
     return names
 
 
-def series_question(identity: Identity, request: query_pb2.ReadSeriesRequest) -> SeriesQuestion:
+def series_question(
+    identity: Identity, request: query_pb2.ReadSeriesRequest | query_pb2.ExportSeriesRequest
+) -> SeriesQuestion:
     """The series asked for."""
     entities = entity_names(identity, request.entities)
     _check_names(request.attributes, "attributes", most=MAX_SERIES_ATTRIBUTES)
     if not request.attributes:
         raise field_invalid("attributes", "must name at least one attribute")
-    start_us, end_us = request.start_time_us, request.end_time_us
+    start_us, end_us = time_range(request.start_time_us, request.end_time_us)
+    limit = request.limit_per_series
+    if not 0 <= limit <= MAX_LIMIT_PER_SERIES:
+        raise field_invalid("limit_per_series", f"must be 0 to {MAX_LIMIT_PER_SERIES}")
+    return SeriesQuestion(list(entities), list(request.attributes), start_us, end_us, request.descending, limit)
+
+
+def time_range(start_us: int, end_us: int) -> tuple[int, int]:
+    """A range [start, end) of reading time."""
     for field, time_us in (("start_time_us", start_us), ("end_time_us", end_us)):
         if time_us == 0:
             raise field_invalid(field, "is needed; 0 is not a time of a reading", Reason.RANGE_UNBOUNDED)
@@ -75,7 +109,7 @@ def series_question(identity: Identity, request: query_pb2.ReadSeriesRequest) ->
             raise field_invalid(field, "must not be negative")
     if start_us >= end_us:
         raise Refusal(Reason.RANGE_INVERTED, f"start_time_us {start_us} must be before end_time_us {end_us}")
-    return SeriesQuestion(list(entities), list(request.attributes), start_us, end_us, request.descending)
+    return start_us, end_us
 
 
 def entity_type(text: str) -> str:

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import grpc
-from atlasco.telemetry.v1 import query_pb2, query_pb2_grpc
+from atlasco.telemetry.v1 import admin_pb2, admin_pb2_grpc, query_pb2, query_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
@@ -17,7 +17,9 @@ from gateway.batch import Committer
 from gateway.config import HARD_MESSAGE_BYTES, GatewayConfig
 from gateway.ingest import SERVICE, IngestService
 from gateway.lanes import FlushLimits, Lanes
-from gateway.query import QueryLimits, QueryServicer
+from gateway.query import QueryServicer
+from gateway.query_admin import AdminServicer
+from gateway.query_sources import open_sources, query_limits
 from gateway.room import Room
 from gateway.tls import ServerCertificates, TlsConfig
 from gateway.unary import UnaryWriter
@@ -31,13 +33,13 @@ from storage.errors import StorageError
 from storage.migrations import schema_state
 from storage.outbox import ensure_outbox
 from storage.partitions import HistoryCoverage
-from storage.read_tenants import TenantDirectory
-from storage.reads import TelemetryReads
 from storage.registry import Registry
+from storage.warehouse.port import Warehouse
 
 log = logging.getLogger(__name__)
 
 QUERY_SERVICE = query_pb2.DESCRIPTOR.services_by_name["QueryService"].full_name
+ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 # How long the databases may take to answer at start, in seconds.
 _DATABASE_START_S = 30.0
@@ -65,9 +67,14 @@ def server_options() -> list[tuple[str, int]]:
 
 
 async def serve(
-    config: GatewayConfig, tls: TlsConfig, admin: AdminServer, metrics: Metrics, shutdown: Shutdown
+    config: GatewayConfig,
+    tls: TlsConfig,
+    admin: AdminServer,
+    metrics: Metrics,
+    shutdown: Shutdown,
+    warehouse: Warehouse | None = None,
 ) -> ExitCode:
-    """Run a gateway until `shutdown` is requested, then drain it.
+    """Run a gateway until `shutdown` is requested, then drain it. `warehouse` answers analytical queries.
 
     The drain, in order: health says NOT_SERVING, so that balancers stop sending; streams get a ReconnectNotice; what
     was received is committed and acked; the port closes; the lanes empty; the pools close.
@@ -106,15 +113,8 @@ async def serve(
         )
         unary = UnaryWriter(committer, registry, room, settings, config, Writer(unary_pool, buckets=settings.buckets))
         ingest = IngestService(authenticator, registry, lanes, unary, config, metrics)
-        query = QueryServicer(
-            TelemetryReads(query_pool, TenantDirectory(query_pool)),
-            authenticator,
-            metrics,
-            limits=QueryLimits(
-                concurrency=config.max_concurrent_queries,
-                tenant_concurrency=config.max_tenant_queries,
-            ),
-        )
+        sources = await open_sources(stack, config, query_pool, warehouse)
+        query = QueryServicer(sources.router, sources.clock, authenticator, metrics, limits=query_limits(config))
 
         server = grpc.aio.server(options=server_options())
         health = HealthServicer()
@@ -123,13 +123,13 @@ async def serve(
             (
                 SERVICE,
                 QUERY_SERVICE,
+                ADMIN_SERVICE,
                 health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
                 reflection.SERVICE_NAME,
             ),
             server,
         )
-        server.add_generic_rpc_handlers((ingest.handler(),))
-        query_pb2_grpc.add_QueryServiceServicer_to_server(query, server)
+        _serve_calls(server, ingest, query, AdminServicer(registry_pool, registry, authenticator))
         listening = _listen(server, config.listen, certificates)
 
         async def writes() -> str | None:
@@ -146,9 +146,10 @@ async def serve(
             background = (
                 group.create_task(ingest.watch_credentials(), name="credentials"),
                 group.create_task(_keep_outbox(registry_pool), name="outbox partitions"),
+                group.create_task(sources.watch.run(), name="sources"),
             )
             await server.start()
-            for service in ("", SERVICE, QUERY_SERVICE):
+            for service in ("", SERVICE, QUERY_SERVICE, ADMIN_SERVICE):
                 await health.set(service, health_pb2.HealthCheckResponse.SERVING)
             log.info("gateway serving", extra={"address": str(listening), "admin": str(admin.address)})
             await shutdown.wait()
@@ -170,6 +171,12 @@ async def serve(
                 return ExitCode.FAILED
         log.info("gateway stopped")
         return ExitCode.OK
+
+
+def _serve_calls(server: grpc.aio.Server, ingest: IngestService, query: QueryServicer, tenant: AdminServicer) -> None:
+    server.add_generic_rpc_handlers((ingest.handler(),))
+    query_pb2_grpc.add_QueryServiceServicer_to_server(query, server)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(tenant, server)
 
 
 async def _keep_outbox(pool: Pool) -> None:

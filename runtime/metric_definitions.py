@@ -60,7 +60,19 @@ MetricName = Literal[
     "atlasco_loader_retries",
     "atlasco_loader_buffer_bytes",
     "atlasco_loader_halted_partitions",
+    "atlasco_loader_lag_records",
+    "atlasco_loader_behind_seconds",
     "atlasco_loader_load_duration_seconds",
+    "atlasco_rollup_lag_seconds",
+    "atlasco_rollup_active",
+    "atlasco_rollup_rounds",
+    "atlasco_rollup_minutes_computed",
+    "atlasco_rollup_rows_refreshed",
+    "atlasco_rollup_backfills_pending",
+    "atlasco_rollup_failures",
+    "atlasco_rollup_rewinds",
+    "atlasco_deletions_open",
+    "atlasco_deletion_readings",
     "atlasco_event_loop_lag_seconds",
 ]
 
@@ -361,7 +373,8 @@ DEFINITIONS: Final[Mapping[MetricName, MetricDefinition]] = MappingProxyType(
         "atlasco_loader_dead_letters": _counter(
             "{record}",
             "Records that could not be decoded and went to the dead-letter topic.",
-            "Any: answers that may lack them are marked incomplete. The log says why; mend, then `atlasco load --redrive`.",
+            "Any: answers that may lack them are marked incomplete. The log says why; mend, then run "
+            "`atlasco load --redrive`.",
         ),
         "atlasco_loader_retries": _counter(
             "{attempt}",
@@ -378,11 +391,72 @@ DEFINITIONS: Final[Mapping[MetricName, MetricDefinition]] = MappingProxyType(
             "Partitions that cannot go on, because the log lacks records or the topic was made anew.",
             "Any: nothing is lost, but the warehouse stands still there. Run `atlasco rebuild`.",
         ),
+        "atlasco_loader_lag_records": _gauge(
+            "{record}",
+            "Records of the log that are not in the warehouse yet, over the partitions of this loader; absent until "
+            "known.",
+            "Growing: loads are slower than the log, or fail; see the load duration and retries. Add loaders, up to "
+            "the number of partitions.",
+        ),
+        "atlasco_loader_behind_seconds": _gauge(
+            "s",
+            "Age, on the primary's clock, of the moment through which the warehouse is complete, as of this loader's "
+            "last load; absent until known.",
+            "Far above the load age while the lag is small: no watermarks come, see the relay's incompleteness. Else "
+            "as for the lag; a halted partition makes it grow for ever.",
+        ),
         "atlasco_loader_load_duration_seconds": _histogram(
             "s",
             "One load, from full buffers to the warehouse's commit, retries included.",
             "Above the load age: loads pile up; look at the warehouse.",
             LATENCY_BUCKETS,
+        ),
+        "atlasco_rollup_lag_seconds": _gauge(
+            "s",
+            "Age of the moment through which rollups and projections are complete.",
+            "Rising: the worker does not keep up, or none works; queries read raw data, and the outbox is kept.",
+        ),
+        "atlasco_rollup_active": _gauge(
+            "1",
+            "1 in the worker that has the lease, 0 in those that stand by.",
+            "No worker with 1: see the logs; leases need the database.",
+        ),
+        "atlasco_rollup_rounds": _counter(
+            "{round}", "Rounds over the outbox that found something.", "Zero while readings are written: see the lag."
+        ),
+        "atlasco_rollup_minutes_computed": _counter(
+            "{bucket}",
+            "Buckets of a minute computed from readings.",
+            "Many times the minutes that pass for each series: late readings, or rounds too short (the poll interval).",
+        ),
+        "atlasco_rollup_rows_refreshed": _counter(
+            "{row}", "Rows of projections compared with the latest values.", "For sizing projections."
+        ),
+        "atlasco_rollup_backfills_pending": _gauge(
+            "{declaration}",
+            "Rollups and projections that are not filled yet.",
+            "For hours: look at the list with `atlasco projection list`; it moves, or the log says why not.",
+        ),
+        "atlasco_rollup_failures": _counter(
+            "{failure}",
+            "What kept the worker from going on, by source. It is tried again.",
+            "database: see whether it answers. lease: another worker took over, after a pause of this one. data: a "
+            "batch or a step cannot be carried out; the log names it.",
+            {"source": ("database", "lease", "data")},
+        ),
+        "atlasco_rollup_rewinds": _counter(
+            "{rewind}",
+            "Times the worker went over the outbox again (rewind), or began anew (renumber).",
+            "Expected once after a failover or a restore.",
+            {"reason": ("rewind", "renumber")},
+        ),
+        "atlasco_deletions_open": _gauge(
+            "{operation}",
+            "Devices whose deletion was ordered and has not ended.",
+            "For hours: the operations say at which step, and what failed.",
+        ),
+        "atlasco_deletion_readings": _counter(
+            "{reading}", "Readings of deleted devices removed from history.", "Zero with deletions open: see the log."
         ),
         "atlasco_event_loop_lag_seconds": _histogram(
             "s",

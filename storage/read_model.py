@@ -81,6 +81,8 @@ class SeriesQuestion:
     start_us: int
     end_us: int
     descending: bool = False
+    # The most readings of each series over all pages, from the end that comes first; 0: all.
+    limit_per_series: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class Position:
     entity: int
     attribute: int
     time_us: int
+    # Readings of this series so far; 0 where the question has no limit per series.
+    taken: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,8 @@ class SeriesPart:
     # float64, int64, bool, or for text objects of type str.
     values: NDArray[Any]
     revisions: NDArray[np.int32]
+    # Ids of device and attribute: series come in this order, or in its reverse.
+    place: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +167,18 @@ class Span:
     attributes: Sequence[Attribute]
     start_us: int
     end_us: int
+    # The most readings of each series; 0: all.
+    limit_per_series: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The last reading that was read, by ids."""
+    """The last reading that was read, by ids; `taken` as in Position."""
 
     entity: int
     attribute: int
     time_us: int
+    taken: int = 0
 
 
 def spans(
@@ -180,6 +189,8 @@ def spans(
     *,
     after: Cursor | None,
     descending: bool,
+    limit_per_series: int = 0,
+    step: int = ENTITIES_PER_STATEMENT,
 ) -> Iterator[Span]:
     """The boxes that together hold what comes after `after`, in order; `entities` and `attributes` in that order too.
 
@@ -190,11 +201,12 @@ def spans(
     if after is not None:
         first = entities.index(after.entity)
         place = next(i for i, a in enumerate(attributes) if a.attribute_id == after.attribute)
-        rest = (start_us, after.time_us) if descending else (max(start_us, after.time_us + 1), end_us)
-        if rest[0] < rest[1]:
-            yield Span([after.entity], [attributes[place]], *rest)
+        rest = (start_us, min(end_us, after.time_us)) if descending else (max(start_us, after.time_us + 1), end_us)
+        left = limit_per_series - after.taken
+        if rest[0] < rest[1] and (left > 0 or not limit_per_series):
+            yield Span([after.entity], [attributes[place]], *rest, max(left, 0) if limit_per_series else 0)
         if place + 1 < len(attributes):
-            yield Span([after.entity], attributes[place + 1 :], start_us, end_us)
+            yield Span([after.entity], attributes[place + 1 :], start_us, end_us, limit_per_series)
         first += 1
-    for at in range(first, len(entities), ENTITIES_PER_STATEMENT):
-        yield Span(entities[at : at + ENTITIES_PER_STATEMENT], attributes, start_us, end_us)
+    for at in range(first, len(entities), step):
+        yield Span(entities[at : at + step], attributes, start_us, end_us, limit_per_series)

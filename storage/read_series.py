@@ -11,6 +11,7 @@ from psycopg import sql
 from storage.binary import Int4Array, Int8Array, decode_array
 from storage.model import Attribute, ValueType
 from storage.read_model import (
+    ENTITIES_PER_STATEMENT,
     MAX_TEXT_BYTES,
     AttributeNotFound,
     Cursor,
@@ -53,11 +54,24 @@ async def read_page(
     if start_us >= question.end_us:
         return SeriesPage(session.as_of_us, [], None)
     names = {entity_id: name for name, entity_id in entities.items()}
-    page = _Page(session, names, attributes.values(), page_size, descending=question.descending)
+    page = _Page(
+        session,
+        names,
+        attributes.values(),
+        page_size,
+        descending=question.descending,
+        limit_per_series=question.limit_per_series,
+    )
     cursor = None
+    step = ENTITIES_PER_STATEMENT
+    if question.limit_per_series:
+        # With a limit for each series a statement reads all that its devices may give before it sorts: no more
+        # devices at once than fill a page.
+        step = max(1, min(step, page_size // (question.limit_per_series * len(attributes)) + 1))
     if after is not None:
         entity, attribute = question.entities[after.entity], question.attributes[after.attribute]
-        cursor = Cursor(entities[entity], attributes[attribute].attribute_id, after.time_us)
+        cursor = Cursor(entities[entity], attributes[attribute].attribute_id, after.time_us, after.taken)
+        page.begin((entity, attribute), after.taken)
     for span in spans(
         sorted(names, reverse=question.descending),
         sorted(attributes.values(), key=lambda a: a.attribute_id, reverse=question.descending),
@@ -65,6 +79,8 @@ async def read_page(
         question.end_us,
         after=cursor,
         descending=question.descending,
+        limit_per_series=question.limit_per_series,
+        step=step,
     ):
         if not await page.fill(span):
             break
@@ -76,6 +92,7 @@ async def read_page(
             list(question.entities).index(part.entity),
             list(question.attributes).index(part.attribute),
             int(part.times_us[-1]),
+            page.taken if question.limit_per_series else 0,
         )
     return SeriesPage(session.as_of_us, page.parts, last)
 
@@ -114,17 +131,26 @@ class _Page:
         page_size: int,
         *,
         descending: bool,
+        limit_per_series: int,
     ) -> None:
         self._session = session
         self._entities = entities
         self._attributes = {a.attribute_id: a for a in attributes}
         self._descending = descending
+        self._limit_per_series = limit_per_series
+        self._series = ("", "")
         self._rows_left = page_size
         self._bytes_left = MAX_TEXT_BYTES
         self._text_rows = _FIRST_TEXT_ROWS
         self.parts: list[SeriesPart] = []
         # There is more than the page holds.
         self.is_cut = False
+        # Readings of the last series, earlier pages included.
+        self.taken = 0
+
+    def begin(self, series: tuple[str, str], taken: int) -> None:
+        """The page goes on within a series of which earlier pages had `taken` readings."""
+        self._series, self.taken = series, taken
 
     async def fill(self, span: Span) -> bool:
         """Add the readings of a box; False when the page is full and others must wait for the next page."""
@@ -151,7 +177,7 @@ class _Page:
     def _after(self, part: SeriesPart, box: Span) -> list[Span]:
         entity = next(i for i in box.entities if self._entities[i] == part.entity)
         attribute = next(a for a in box.attributes if a.name == part.attribute)
-        cursor = Cursor(entity, attribute.attribute_id, int(part.times_us[-1]))
+        cursor = Cursor(entity, attribute.attribute_id, int(part.times_us[-1]), self.taken)
         return list(
             spans(
                 box.entities,
@@ -160,6 +186,7 @@ class _Page:
                 box.end_us,
                 after=cursor,
                 descending=self._descending,
+                limit_per_series=self._limit_per_series,
             )
         )
 
@@ -173,6 +200,9 @@ class _Page:
                 part = _head(part, self._rows_left)
                 self.is_cut = True
             self._rows_left -= len(part.times_us)
+            if (part.entity, part.attribute) != self._series:
+                self.begin((part.entity, part.attribute), 0)
+            self.taken += len(part.times_us)
             if part.type is ValueType.TEXT:
                 self._bytes_left -= sum(len(text.encode()) for text in part.values)
             before = self.parts[-1] if self.parts else None
@@ -190,13 +220,14 @@ class _Page:
             f"{t}_attributes": Int4Array([a.attribute_id for a in box.attributes if a.type is t]) for t in types
         }
         cursor = await self._session.run_text(
-            page_statement(types, descending=self._descending),
+            page_statement(types, descending=self._descending, limited=box.limit_per_series > 0),
             parameters
             | {
                 "entities": Int8Array(box.entities),
                 "start": Timestamp(box.start_us),
                 "end": Timestamp(box.end_us),
                 "limit": limit,
+                "limit_per_series": min(box.limit_per_series, limit),
                 "bytes": self._bytes_left,
             },
         )
@@ -214,21 +245,23 @@ class _Page:
                     times_us=times_of(result.get_value(row, 2)),
                     revisions=decode_array(result.get_value(row, 3), ">i4"),
                     values=values_of(attribute.type, result.get_value(row, 4 + types.index(attribute.type))),
+                    place=(entity, attribute.attribute_id),
                 )
             )
         return parts
 
 
 @cache
-def page_statement(types: tuple[ValueType, ...], *, descending: bool) -> sql.Composed:
-    """The statement that reads the next readings of attributes of the given types in key order.
+def page_statement(types: tuple[ValueType, ...], *, descending: bool, limited: bool = False) -> sql.Composed:
+    """The statement that reads the next readings of attributes of the given types in key order; `limited`: at most so
+    many of each series.
 
     Its columns: entity id, attribute id, times, revisions, then the values by type in the order of `types`.
     """
     text = statements("reads.sql")
     direction = sql.SQL("DESC" if descending else "ASC")
     branches = [
-        sql.SQL(text["series_branch"]).format(
+        sql.SQL(text["series_branch_limited" if limited else "series_branch"]).format(
             # Every branch has the columns of all types; a UNION takes its types from the first one.
             values=sql.SQL(", ").join(
                 sql.SQL("value AS {0}" if t is own else "NULL::{1} AS {0}").format(

@@ -3,15 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, LiteralString
+from uuid import UUID
 
 import psycopg
 from psycopg import AsyncCursor, IsolationLevel, sql
 
 from storage.database import Connection, Pool
-from storage.errors import QueryCanceled, translated
-from storage.read_tenants import TenantDirectory
+from storage.errors import QueryCanceled, StorageUnavailable, translated
+from storage.read_tenants import NO_TENANT, TenantDirectory
 from storage.read_wire import MicrosLoader
 from storage.statements import statements
 
@@ -25,14 +27,35 @@ _CANCEL_AGAIN_S = 0.05
 _LONGEST_CANCEL_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the data's own snapshot proves. Times are microseconds since 1970."""
+
+    # Every change committed before this moment of the primary's clock is in the snapshot.
+    as_of_us: int
+    # Readings before this time are past the tenant's retention and not shown; None: the tenant does not exist.
+    complete_from_us: int | None
+    # Transactions below xmin have ended; those from xmax on had not begun, or were not known here.
+    xmin: int
+    xmax: int
+
+
+class NotACopy(StorageUnavailable):
+    """A server that should be a copy of the primary does not hold the primary's heartbeat: it is another database."""
+
+
 class ReadSession:
     """A transaction that is under way; every statement in it sees the same snapshot."""
 
-    def __init__(self, connection: Connection, tenant_id: int, as_of_us: int) -> None:
+    def __init__(self, connection: Connection, tenant_id: int, snapshot: Snapshot) -> None:
         self._connection = connection
         self.tenant_id = tenant_id
-        # The answer includes everything committed before this time on the server's clock.
-        self.as_of_us = as_of_us
+        self.snapshot = snapshot
+
+    @property
+    def as_of_us(self) -> int:
+        """The answer includes everything committed before this time on the primary's clock."""
+        return self.snapshot.as_of_us
 
     async def run(self, name: str, parameters: Mapping[str, Any] | None = None) -> AsyncCursor[tuple[Any, ...]]:
         """Run a statement of reads.sql; `tenant` is filled in. Timestamps come as microseconds."""
@@ -73,9 +96,12 @@ class ReadSession:
 
 @asynccontextmanager
 async def read_session(
-    pool: Pool, tenants: TenantDirectory, tenant: str, timeout_s: float
+    pool: Pool, tenants: TenantDirectory, tenant: str, timeout_s: float, *, copy_of: UUID | None = None
 ) -> AsyncIterator[ReadSession]:
     """A read-only, repeatable-read transaction on a connection of `pool`, for the tenant of that name.
+
+    `copy_of`: the pool leads to a replica of that database (`heartbeat.database_id`); as_of is then what the heartbeat
+    in the snapshot proves, not the server's clock.
 
     The time covers everything, the wait for a connection included. When it is over, or the caller is cancelled, the
     running statement is cancelled in the database, and has ended there before the connection goes back.
@@ -83,6 +109,7 @@ async def read_session(
     Raises:
         QueryCanceled: `timeout_s` seconds have passed.
         StorageBusy: no connection became free well before that, or the database is down.
+        NotACopy: the snapshot has no heartbeat of `copy_of`.
         StorageError: what else went wrong in the database.
     """
     ends = monotonic() + timeout_s
@@ -90,27 +117,41 @@ async def read_session(
         async with asyncio.timeout(timeout_s):
             with translated():
                 wait_s = min(_LONGEST_WAIT_S, timeout_s * _WAIT_SHARE)
-                tenant_id = await tenants.find(tenant, wait_s)
                 async with pool.connection(timeout=wait_s) as connection:
                     if connection.read_only is not True:
                         # Kept for the life of the connection: the pool serves nothing but reads.
                         await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
                         await connection.set_read_only(True)
-                    yield await _enter(connection, tenant_id, ends - monotonic())
+                    yield await _enter(connection, tenants, tenant, ends - monotonic(), copy_of)
     except TimeoutError as error:
         raise QueryCanceled(f"the read took longer than the {timeout_s:.3f} s it had") from error
 
 
-async def _enter(connection: Connection, tenant_id: int, left_s: float) -> ReadSession:
+async def _enter(
+    connection: Connection, tenants: TenantDirectory, tenant: str, left_s: float, copy_of: UUID | None
+) -> ReadSession:
+    cursor = _cursor(connection)
+    tenant_id = tenants.known(tenant)
+    if tenant_id is None:
+        # In the transaction of the data: its snapshot is taken here.
+        await cursor.execute(statements("reads.sql")["find_tenant"], {"name": tenant})
+        found = await cursor.fetchone()
+        tenant_id = NO_TENANT if found is None else int(found[0])
+        if found is not None:
+            tenants.remember(tenant, tenant_id)
     # 0 would mean no limit at all.
     timeout_ms = max(1, int(left_s * 1000))
-    cursor = _cursor(connection)
-    await cursor.execute(
-        statements("reads.sql")["enter_tenant"], {"tenant": str(tenant_id), "timeout_ms": str(timeout_ms)}
-    )
+    parameters = {"tenant": str(tenant_id), "timeout_ms": str(timeout_ms)}
+    if copy_of is None:
+        await cursor.execute(statements("reads.sql")["enter_tenant"], parameters)
+    else:
+        await cursor.execute(statements("reads.sql")["enter_tenant_on_copy"], {**parameters, "database": copy_of})
     row = await cursor.fetchone()
     assert row is not None
-    return ReadSession(connection, tenant_id, row[0])
+    as_of_us, complete_from_us, xmin, xmax = row[:4]
+    if as_of_us is None:
+        raise NotACopy("the replica does not hold the heartbeat of the primary: it is a copy of something else")
+    return ReadSession(connection, tenant_id, Snapshot(as_of_us, complete_from_us, int(xmin), int(xmax)))
 
 
 async def _until_done(ending: asyncio.Future[None]) -> None:

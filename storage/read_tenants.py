@@ -1,11 +1,8 @@
 """Which id a tenant's name stands for."""
 
+from collections.abc import Callable
 from time import monotonic
 from typing import Final
-
-from storage.database import Pool
-from storage.errors import translated
-from storage.statements import statements
 
 NO_TENANT: Final = -1
 """The id of a tenant that does not exist: reads find nothing under it and need no case of their own."""
@@ -15,33 +12,24 @@ _MOST_NAMES = 10_000
 
 
 class TenantDirectory:
-    """Finds tenants by name on `pool`, whose role must see the registry (ingest does, query does not).
+    """Remembers which tenant has which id; reads of every source share one.
 
     A tenant that is found is remembered for a minute, so that one that was deleted and made anew is found again. One
-    that is not found is not remembered: it may register with its first write at any moment, and a caller whose write
-    was acked must see it.
+    that is not found is not remembered, and is looked up in the snapshot of the data: it may register with its first
+    write at any moment, and an answer must not claim to be complete up to a time at which the tenant was there.
     """
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
         self._known: dict[str, tuple[int, float]] = {}
 
-    async def find(self, name: str, wait_s: float) -> int:
-        """The tenant's id, NO_TENANT when it never wrote; waits `wait_s` seconds for a connection.
-
-        Raises:
-            StorageError: the database could not be asked.
-        """
+    def known(self, name: str) -> int | None:
+        """The tenant's id; None when it has to be looked up."""
         known = self._known.get(name)
-        if known is not None and known[1] > monotonic():
-            return known[0]
-        with translated():
-            async with self._pool.connection(timeout=wait_s) as connection:
-                cursor = await connection.execute(statements("reads.sql")["find_tenant"], {"name": name})
-                row = await cursor.fetchone()
-        if row is None:
-            return NO_TENANT
+        return known[0] if known is not None and known[1] > self._clock() else None
+
+    def remember(self, name: str, tenant_id: int) -> None:
+        """Take note of an id that was just looked up."""
         if len(self._known) >= _MOST_NAMES:
             self._known.clear()
-        self._known[name] = (int(row[0]), monotonic() + _LIFETIME_S)
-        return int(row[0])
+        self._known[name] = (tenant_id, self._clock() + _LIFETIME_S)

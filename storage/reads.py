@@ -39,6 +39,8 @@ class TelemetryReads:
     included. Common errors: QueryCanceled when the time is over (the statement is then cancelled in the database
     too), StorageUnavailable when the database cannot be reached, StorageBusy when no connection became free. When the
     caller is cancelled, so is the statement, before the connection goes back to the pool.
+
+    The functions of this module do the same within a session that is open already.
     """
 
     def __init__(self, pool: Pool, tenants: TenantDirectory) -> None:
@@ -48,44 +50,14 @@ class TelemetryReads:
     async def latest(
         self, tenant: str, entities: Sequence[str], attributes: Sequence[str], *, timeout_s: float
     ) -> LatestAnswer:
-        """The newest values of devices; of all attributes that keep one when `attributes` is empty.
-
-        Names are distinct. An attribute that a device never sent is left out of its values.
-
-        Raises:
-            AttributeNotFound: the tenant does not have one of the attributes.
-            LatestNotKept: one of the attributes opted out of latest values.
-            AnswerTooLarge: more than MAX_LATEST_VALUES values, or more than MAX_TEXT_BYTES of text.
-        """
+        """See `read_latest`."""
         async with read_session(self._pool, self._tenants, tenant, timeout_s) as session:
-            ids = await entity_ids(session, entities)
-            parameters: dict[str, Any] = {}
-            if attributes:
-                named = await attributes_by_name(session, attributes)
-                for attribute in named.values():
-                    if not attribute.keeps_latest:
-                        raise LatestNotKept(attribute.name)
-                parameters["attributes"] = Int4Array([a.attribute_id for a in named.values()])
-            readings = await _latest_readings(session, ids, parameters) if ids else {}
-        return LatestAnswer(
-            as_of_us=session.as_of_us,
-            entities={name: readings.get(ids[name], []) for name in entities if name in ids},
-            missing=[name for name in entities if name not in ids],
-        )
+            return await read_latest(session, entities, attributes)
 
     async def series(
         self, tenant: str, question: SeriesQuestion, *, page_size: int, after: Position | None, timeout_s: float
     ) -> SeriesPage:
-        """The readings that follow `after` (None: from the start), at most `page_size` of them over all series.
-
-        Series come in the order in which their devices, then their attributes, were registered (the reverse when
-        descending); a page with much text ends early. Each page is a snapshot of its own: what is written behind
-        `after` between two pages is not seen.
-
-        Raises:
-            EntityNotFound: the tenant does not have one of the devices.
-            AttributeNotFound: the tenant does not have one of the attributes.
-        """
+        """See `storage.read_series.read_page`."""
         async with read_session(self._pool, self._tenants, tenant, timeout_s) as session:
             return await read_page(session, question, page_size, after)
 
@@ -100,37 +72,82 @@ class TelemetryReads:
         only: str | None = None,
         after: str = "",
     ) -> EntityPage:
-        """Devices by name, from the first one after `after`.
-
-        Those of `entity_type` (empty: any) that have all of `labels`; with `only`, at most the device of that name.
-        """
-        parameters = {
-            "after": after,
-            "only": only,
-            "type": entity_type,
-            "labels": Jsonb(dict(labels or {})),
-            "limit": page_size + 1,
-        }
+        """See `read_entities`."""
         async with read_session(self._pool, self._tenants, tenant, timeout_s) as session:
-            await session.run("plan_for_constants")
-            rows = await (await session.run("list_entities", parameters)).fetchall()
-        # Labels are text by contract; a number that an operator's SQL put there must not fail every list.
-        found = [
-            Entity(name, kind, {str(k): str(v) for k, v in given.items()}, at)
-            for name, kind, given, at in rows[:page_size]
-        ]
-        return EntityPage(session.as_of_us, found, found[-1].name if len(rows) > page_size else None)
+            return await read_entities(
+                session, page_size=page_size, entity_type=entity_type, labels=labels, only=only, after=after
+            )
 
     async def attributes(self, tenant: str, *, page_size: int, timeout_s: float, after: str = "") -> AttributePage:
-        """Attributes by name, from the first one after `after`."""
+        """See `read_attributes`."""
         async with read_session(self._pool, self._tenants, tenant, timeout_s) as session:
-            cursor = await session.run("list_attributes", {"after": after, "limit": page_size + 1})
-            rows = await cursor.fetchall()
-        found = [
-            AttributeEntry(name, ValueType(kind), unit, keeps_latest, at)
-            for name, kind, unit, keeps_latest, at in rows[:page_size]
-        ]
-        return AttributePage(session.as_of_us, found, found[-1].name if len(rows) > page_size else None)
+            return await read_attributes(session, page_size=page_size, after=after)
+
+
+async def read_latest(session: ReadSession, entities: Sequence[str], attributes: Sequence[str]) -> LatestAnswer:
+    """The newest values of devices; of all attributes that keep one when `attributes` is empty.
+
+    Names are distinct. An attribute that a device never sent is left out of its values.
+
+    Raises:
+        AttributeNotFound: the tenant does not have one of the attributes.
+        LatestNotKept: one of the attributes opted out of latest values.
+        AnswerTooLarge: more than MAX_LATEST_VALUES values, or more than MAX_TEXT_BYTES of text.
+    """
+    ids = await entity_ids(session, entities)
+    parameters: dict[str, Any] = {}
+    if attributes:
+        named = await attributes_by_name(session, attributes)
+        for attribute in named.values():
+            if not attribute.keeps_latest:
+                raise LatestNotKept(attribute.name)
+        parameters["attributes"] = Int4Array([a.attribute_id for a in named.values()])
+    readings = await _latest_readings(session, ids, parameters) if ids else {}
+    return LatestAnswer(
+        as_of_us=session.as_of_us,
+        entities={name: readings.get(ids[name], []) for name in entities if name in ids},
+        missing=[name for name in entities if name not in ids],
+    )
+
+
+async def read_entities(
+    session: ReadSession,
+    *,
+    page_size: int,
+    entity_type: str = "",
+    labels: Mapping[str, str] | None = None,
+    only: str | None = None,
+    after: str = "",
+) -> EntityPage:
+    """Devices by name, from the first one after `after`.
+
+    Those of `entity_type` (empty: any) that have all of `labels`; with `only`, at most the device of that name.
+    """
+    parameters = {
+        "after": after,
+        "only": only,
+        "type": entity_type,
+        "labels": Jsonb(dict(labels or {})),
+        "limit": page_size + 1,
+    }
+    await session.run("plan_for_constants")
+    rows = await (await session.run("list_entities", parameters)).fetchall()
+    # Labels are text by contract; a number that an operator's SQL put there must not fail every list.
+    found = [
+        Entity(name, kind, {str(k): str(v) for k, v in given.items()}, at) for name, kind, given, at in rows[:page_size]
+    ]
+    return EntityPage(session.as_of_us, found, found[-1].name if len(rows) > page_size else None)
+
+
+async def read_attributes(session: ReadSession, *, page_size: int, after: str = "") -> AttributePage:
+    """Attributes by name, from the first one after `after`."""
+    cursor = await session.run("list_attributes", {"after": after, "limit": page_size + 1})
+    rows = await cursor.fetchall()
+    found = [
+        AttributeEntry(name, ValueType(kind), unit, keeps_latest, at)
+        for name, kind, unit, keeps_latest, at in rows[:page_size]
+    ]
+    return AttributePage(session.as_of_us, found, found[-1].name if len(rows) > page_size else None)
 
 
 async def _latest_readings(

@@ -6,13 +6,37 @@
 
 -- name: enter_tenant
 -- Names the tenant whose rows the views show, bounds every statement in the database itself (should the caller die,
--- nobody else would cancel it), and says as of when the answer is: now() is the start of the transaction and so lies
--- before its snapshot. No JIT, no workers: compiling or forking costs more than any of these reads takes.
+-- nobody else would cancel it), and says what the snapshot proves. As of when the answer is: now() is the start of the
+-- transaction and so lies before its snapshot. No JIT, no workers: compiling or forking costs more than any of these
+-- reads takes.
 SELECT now(),
-       set_config('atlasco.tenant_id', %(tenant)s::text, true),
+       -- CASE, because the view of tenants shows nothing until the tenant is named, and CASE keeps that order.
+       CASE WHEN set_config('atlasco.tenant_id', %(tenant)s::text, true) <> '' THEN
+            (SELECT now() - t.retention FROM tenants t WHERE t.tenant_id = %(tenant)s::text::integer)
+       END,
+       pg_snapshot_xmin(pg_current_snapshot())::text,
+       pg_snapshot_xmax(pg_current_snapshot())::text,
        set_config('statement_timeout', %(timeout_ms)s::text, true),
        set_config('jit', 'off', true),
        set_config('max_parallel_workers_per_gather', '0', true)
+
+-- name: enter_tenant_on_copy
+-- The same on a replica. now() is its own clock and says nothing about how far it has come: what does is the heartbeat
+-- in this very snapshot. Another database's heartbeat proves nothing.
+SELECT (SELECT beat_at FROM public.heartbeat WHERE database_id = %(database)s),
+       -- CASE, because the view of tenants shows nothing until the tenant is named, and CASE keeps that order.
+       CASE WHEN set_config('atlasco.tenant_id', %(tenant)s::text, true) <> '' THEN
+            (SELECT now() - t.retention FROM tenants t WHERE t.tenant_id = %(tenant)s::text::integer)
+       END,
+       pg_snapshot_xmin(pg_current_snapshot())::text,
+       pg_snapshot_xmax(pg_current_snapshot())::text,
+       set_config('statement_timeout', %(timeout_ms)s::text, true),
+       set_config('jit', 'off', true),
+       set_config('max_parallel_workers_per_gather', '0', true)
+
+-- name: seam
+-- The reading time below which everything of the tenant in this snapshot is in the warehouse too.
+SELECT public.warehouse_seam(%(tenant)s)
 
 -- name: begin_series
 -- The oldest time shown: readings before it are past the tenant's retention, whether or not their partition is gone.
@@ -72,6 +96,21 @@ SELECT l.entity_id, a.name, l.ts, l.double_value, l.bigint_value, l.boolean_valu
   ORDER BY entity_id {direction}, attribute_id {direction}, ts {direction}
   LIMIT %(limit)s)
 
+-- name: series_branch_limited
+-- The same with at most so many readings of each series: an index scan of its own for each, that stops by itself.
+(SELECT e.entity_id, a.attribute_id, h.ts, {values}, h.revision
+   FROM unnest((SELECT %(entities)s)::bigint[]) AS e (entity_id)
+  CROSS JOIN unnest((SELECT {attributes})::integer[]) AS a (attribute_id)
+  CROSS JOIN LATERAL (
+        SELECT ts, value, revision
+          FROM {table}
+         WHERE tenant_id = %(tenant)s AND entity_id = e.entity_id AND attribute_id = a.attribute_id
+           AND ts >= %(start)s AND ts < %(end)s
+         ORDER BY ts {direction}
+         LIMIT %(limit_per_series)s) h
+  ORDER BY entity_id {direction}, attribute_id {direction}, ts {direction}
+  LIMIT %(limit)s)
+
 -- name: series_merged
 SELECT * FROM ({branches}) b ORDER BY entity_id {direction}, attribute_id {direction}, ts {direction} LIMIT %(limit)s
 
@@ -117,5 +156,5 @@ SELECT name, type::text, unit, keeps_latest, created_at
  LIMIT %(limit)s
 
 -- name: find_tenant
--- On a connection that may see the registry of tenants: the query role sees a tenant only once it has its id.
+-- The only statement about tenants that are not named yet: it has to give the name its id.
 SELECT tenant_id FROM public.tenants WHERE name = %(name)s

@@ -15,11 +15,13 @@ from grpc_status import rpc_status
 
 from gateway.auth import DevelopmentAuthenticator
 from gateway.query import QueryLimits, QueryServicer
+from router.clock import PrimaryClock
+from router.database import DatabaseSource
+from router.execute import Router
 from runtime.config import Address
 from runtime.metrics import MemoryMetrics
 from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.read_tenants import TenantDirectory
-from storage.reads import TelemetryReads
 from tests.storage.reads_database import Known, known_database, register_attribute
 
 SERVICE = (("atlasco-tenant", "acme"), ("atlasco-service", "test"))
@@ -71,14 +73,14 @@ class serve:  # noqa: N801 - reads as a function
 
     async def __aenter__(self) -> Service:
         self._pool = make_pool(PoolSettings(self._known.dsn("reader"), Role.QUERY, max_size=4))
-        self._registry = make_pool(PoolSettings(self._known.dsn("writer"), Role.INGEST, max_size=1))
         await self._pool.open()
-        await self._registry.open()
         metrics = MemoryMetrics()
+        clock = PrimaryClock()
         self._server = grpc.aio.server()
         query_pb2_grpc.add_QueryServiceServicer_to_server(
             QueryServicer(
-                TelemetryReads(self._pool, TenantDirectory(self._registry)),
+                Router(DatabaseSource(self._pool, TenantDirectory(), clock), clock),
+                clock,
                 DevelopmentAuthenticator(Address("127.0.0.1", 0)),
                 metrics,
                 limits=self._limits,
@@ -95,7 +97,6 @@ class serve:  # noqa: N801 - reads as a function
         await self._channel.close()
         await self._server.stop(0)
         await self._pool.close()
-        await self._registry.close()
 
 
 def series_request(known: Known, **changes: Any) -> query_pb2.ReadSeriesRequest:

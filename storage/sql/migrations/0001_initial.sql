@@ -23,7 +23,9 @@ END $$;
 CREATE TABLE schema_migrations (
     version    integer     PRIMARY KEY,
     name       text        NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT now()
+    applied_at timestamptz NOT NULL DEFAULT now(),
+    -- Whether programs that do not know this migration may work on the database all the same.
+    compatible boolean     NOT NULL DEFAULT true
 );
 
 -- Numbers that are baked into stored data and so are fixed for the life of the database.

@@ -6,20 +6,41 @@ How services read telemetry.
 A caller reads the data of its own tenant only; the tenant comes from the authenticated peer. A device identity
 may read its own data; a service identity that of every device of its tenant.
 
-Errors carry google.rpc.ErrorInfo (domain "telemetry.atlasco"):
-  INVALID_ARGUMENT    FIELD_INVALID (metadata "field"), PAGE_TOKEN_INVALID, RANGE_INVERTED, RANGE_UNBOUNDED
-  NOT_FOUND           ENTITY_NOT_FOUND (metadata "entity"), ATTRIBUTE_NOT_FOUND (metadata "attribute")
-  FAILED_PRECONDITION LATEST_NOT_KEPT (metadata "attribute": it opted out of latest values)
+FRESHNESS. Every read says how fresh its answer must be (Freshness) and gets it from the cheapest source that is
+proven to be fresh enough; the answer says which source that was and how fresh it is (Provenance). Without a word
+about freshness a read is CRITICAL: it sees everything acked before it was sent.
+
+Errors carry google.rpc.ErrorInfo (domain "telemetry.atlasco"). A name in brackets is a key of its metadata.
+  INVALID_ARGUMENT    FIELD_INVALID       a field is out of bounds [field]
+  INVALID_ARGUMENT    FRESHNESS_INVALID   a negative max_staleness_us, an unknown tier, a bad read_token [field]
+  INVALID_ARGUMENT    PAGE_TOKEN_INVALID  not a token of this call with these arguments
+  INVALID_ARGUMENT    RANGE_INVERTED, RANGE_UNBOUNDED
+  INVALID_ARGUMENT    FILTER_INVALID      [position: bytes of UTF-8 from the start; expected; field]
+  INVALID_ARGUMENT    TIME_ZONE_UNKNOWN   [time_zone]
+  INVALID_ARGUMENT    AGGREGATE_TYPE      the function does not exist for the attribute's type [attribute, function]
+  INVALID_ARGUMENT    TOO_MANY_POINTS     buckets x groups are more than an answer holds [points, limit]
+  NOT_FOUND           ENTITY_NOT_FOUND    [entity]
+  NOT_FOUND           ATTRIBUTE_NOT_FOUND [attribute]
+  FAILED_PRECONDITION LATEST_NOT_KEPT     the attribute opted out of latest values [attribute]
+  FAILED_PRECONDITION FRESHNESS_UNMET     no source is fresh enough and available [one key per source: why]
+  FAILED_PRECONDITION READ_TOKEN_UNKNOWN  the token's write is not in the database: it came from another one, or was
+                                          lost in a failover
+  FAILED_PRECONDITION RANGE_RETIRED       the range ends before what any source still keeps [complete_from_us]
   PERMISSION_DENIED   DEVICE_MISMATCH
   DEADLINE_EXCEEDED   QUERY_DEADLINE
-  RESOURCE_EXHAUSTED  QUERY_CONCURRENCY with google.rpc.RetryInfo
+  RESOURCE_EXHAUSTED  QUERY_CONCURRENCY   with google.rpc.RetryInfo [limit]
+  RESOURCE_EXHAUSTED  FALLBACK_CONCURRENCY  the source the query belongs to is down, and as many of its queries as
+                                          the primary takes run there already; with google.rpc.RetryInfo [limit]
   UNAVAILABLE         STORAGE_UNAVAILABLE with google.rpc.RetryInfo
 
 Pages follow AIP-158: page_size is the most a page holds (0: a default; above the maximum: the maximum), an empty
-next_page_token ends the list, and a token used with other arguments than those it came from is refused.
+next_page_token ends the list, and a token used with other arguments than those it came from is refused. Freshness
+is not among these arguments: each page is routed by itself and has its own provenance.
 
-Readings older than the tenant's retention are not shown. An answer about latest values that would hold more than
-50,000 values or 2 MiB of text is refused (FIELD_INVALID, field "attributes").
+Readings older than the tenant's retention are not shown by the database; the warehouse may keep them longer. A
+range that begins before what the answer's source keeps is answered from Provenance.complete_from_us on, and marked
+RANGE_CUT. An answer about latest values that would hold more than 50,000 values or 2 MiB of text is refused
+(FIELD_INVALID, field "attributes").
 """
 
 from atlasco.telemetry.v1 import common_pb2 as _common_pb2
@@ -39,6 +60,192 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Tier:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tier.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TIER_UNSPECIFIED: _Tier.ValueType  # 0
+    TIER_CRITICAL: _Tier.ValueType  # 1
+    """0 ms: everything committed before the request arrived."""
+    TIER_DASHBOARD: _Tier.ValueType  # 2
+    """100 ms."""
+    TIER_REPORT: _Tier.ValueType  # 3
+    """30 s."""
+    TIER_ANALYTICS: _Tier.ValueType  # 4
+    """15 min. Long scans belong here: it is the tier that never touches the primary while everything is healthy."""
+
+class Tier(_Tier, metaclass=_TierEnumTypeWrapper):
+    """A named bound on staleness. The operator may configure other values than these."""
+
+TIER_UNSPECIFIED: Tier.ValueType  # 0
+TIER_CRITICAL: Tier.ValueType  # 1
+"""0 ms: everything committed before the request arrived."""
+TIER_DASHBOARD: Tier.ValueType  # 2
+"""100 ms."""
+TIER_REPORT: Tier.ValueType  # 3
+"""30 s."""
+TIER_ANALYTICS: Tier.ValueType  # 4
+"""15 min. Long scans belong here: it is the tier that never touches the primary while everything is healthy."""
+Global___Tier: _TypeAlias = Tier  # noqa: Y015
+
+class _AggregateFunction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AggregateFunctionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AggregateFunction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AGGREGATE_FUNCTION_UNSPECIFIED: _AggregateFunction.ValueType  # 0
+    AGGREGATE_FUNCTION_COUNT: _AggregateFunction.ValueType  # 1
+    """Result: INT64."""
+    AGGREGATE_FUNCTION_MIN: _AggregateFunction.ValueType  # 2
+    """Result: of the attribute's type."""
+    AGGREGATE_FUNCTION_MAX: _AggregateFunction.ValueType  # 3
+    AGGREGATE_FUNCTION_SUM: _AggregateFunction.ValueType  # 4
+    """Result: DOUBLE."""
+    AGGREGATE_FUNCTION_MEAN: _AggregateFunction.ValueType  # 5
+    AGGREGATE_FUNCTION_FIRST: _AggregateFunction.ValueType  # 6
+    """The value with the smallest timestamp; of several devices' at one instant, that of the device registered first,
+    then of the attribute registered first. Result: of the attribute's type.
+    """
+    AGGREGATE_FUNCTION_LAST: _AggregateFunction.ValueType  # 7
+    """The value with the greatest timestamp; ties as for FIRST, the other way round."""
+    AGGREGATE_FUNCTION_STDDEV: _AggregateFunction.ValueType  # 8
+    """Of the sample (n - 1); NaN for a single reading. Result: DOUBLE."""
+    AGGREGATE_FUNCTION_PERCENTILE: _AggregateFunction.ValueType  # 9
+    """One result per AggregateRequest.percentiles. Its rank among the bucket's n readings is right within 1 % of n, or
+    one reading where that is more; the value is interpolated between neighbours. Result: DOUBLE.
+    """
+
+class AggregateFunction(_AggregateFunction, metaclass=_AggregateFunctionEnumTypeWrapper):
+    """What is computed of a bucket's readings.
+
+    NaN counts as a reading: it is greater than every number for MIN, MAX and PERCENTILE, and SUM, MEAN and STDDEV of a
+    bucket that holds one are NaN. MIN, MAX, SUM, MEAN, STDDEV and PERCENTILE exist for DOUBLE and INT64 attributes;
+    the others for every type.
+    """
+
+AGGREGATE_FUNCTION_UNSPECIFIED: AggregateFunction.ValueType  # 0
+AGGREGATE_FUNCTION_COUNT: AggregateFunction.ValueType  # 1
+"""Result: INT64."""
+AGGREGATE_FUNCTION_MIN: AggregateFunction.ValueType  # 2
+"""Result: of the attribute's type."""
+AGGREGATE_FUNCTION_MAX: AggregateFunction.ValueType  # 3
+AGGREGATE_FUNCTION_SUM: AggregateFunction.ValueType  # 4
+"""Result: DOUBLE."""
+AGGREGATE_FUNCTION_MEAN: AggregateFunction.ValueType  # 5
+AGGREGATE_FUNCTION_FIRST: AggregateFunction.ValueType  # 6
+"""The value with the smallest timestamp; of several devices' at one instant, that of the device registered first,
+then of the attribute registered first. Result: of the attribute's type.
+"""
+AGGREGATE_FUNCTION_LAST: AggregateFunction.ValueType  # 7
+"""The value with the greatest timestamp; ties as for FIRST, the other way round."""
+AGGREGATE_FUNCTION_STDDEV: AggregateFunction.ValueType  # 8
+"""Of the sample (n - 1); NaN for a single reading. Result: DOUBLE."""
+AGGREGATE_FUNCTION_PERCENTILE: AggregateFunction.ValueType  # 9
+"""One result per AggregateRequest.percentiles. Its rank among the bucket's n readings is right within 1 % of n, or
+one reading where that is more; the value is interpolated between neighbours. Result: DOUBLE.
+"""
+Global___AggregateFunction: _TypeAlias = AggregateFunction  # noqa: Y015
+
+class _BucketUnit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BucketUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BucketUnit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BUCKET_UNIT_UNSPECIFIED: _BucketUnit.ValueType  # 0
+    BUCKET_UNIT_SECOND: _BucketUnit.ValueType  # 1
+    """Widths of 1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30."""
+    BUCKET_UNIT_MINUTE: _BucketUnit.ValueType  # 2
+    """As SECOND."""
+    BUCKET_UNIT_HOUR: _BucketUnit.ValueType  # 3
+    """Widths of 1, 2, 3, 4, 6, 8, 12."""
+    BUCKET_UNIT_DAY: _BucketUnit.ValueType  # 4
+    """Width 1; so are the units that follow."""
+    BUCKET_UNIT_WEEK: _BucketUnit.ValueType  # 5
+    """From Monday."""
+    BUCKET_UNIT_MONTH: _BucketUnit.ValueType  # 6
+
+class BucketUnit(_BucketUnit, metaclass=_BucketUnitEnumTypeWrapper):
+    """The unit of a bucket's width."""
+
+BUCKET_UNIT_UNSPECIFIED: BucketUnit.ValueType  # 0
+BUCKET_UNIT_SECOND: BucketUnit.ValueType  # 1
+"""Widths of 1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30."""
+BUCKET_UNIT_MINUTE: BucketUnit.ValueType  # 2
+"""As SECOND."""
+BUCKET_UNIT_HOUR: BucketUnit.ValueType  # 3
+"""Widths of 1, 2, 3, 4, 6, 8, 12."""
+BUCKET_UNIT_DAY: BucketUnit.ValueType  # 4
+"""Width 1; so are the units that follow."""
+BUCKET_UNIT_WEEK: BucketUnit.ValueType  # 5
+"""From Monday."""
+BUCKET_UNIT_MONTH: BucketUnit.ValueType  # 6
+Global___BucketUnit: _TypeAlias = BucketUnit  # noqa: Y015
+
+class _AggregateGroup:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AggregateGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AggregateGroup.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AGGREGATE_GROUP_UNSPECIFIED: _AggregateGroup.ValueType  # 0
+    AGGREGATE_GROUP_ENTITY: _AggregateGroup.ValueType  # 1
+    AGGREGATE_GROUP_ATTRIBUTE: _AggregateGroup.ValueType  # 2
+
+class AggregateGroup(_AggregateGroup, metaclass=_AggregateGroupEnumTypeWrapper):
+    """What gets a row of its own."""
+
+AGGREGATE_GROUP_UNSPECIFIED: AggregateGroup.ValueType  # 0
+AGGREGATE_GROUP_ENTITY: AggregateGroup.ValueType  # 1
+AGGREGATE_GROUP_ATTRIBUTE: AggregateGroup.ValueType  # 2
+Global___AggregateGroup: _TypeAlias = AggregateGroup  # noqa: Y015
+
+@_typing.final
+class Freshness(_message.Message):
+    """How fresh an answer must be: complete up to the request's arrival minus the bound, on the primary's clock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_US_FIELD_NUMBER: _builtins.int
+    READ_TOKEN_FIELD_NUMBER: _builtins.int
+    ALLOW_DEGRADED_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
+    tier: Global___Tier.ValueType
+    max_staleness_us: _builtins.int
+    """At least 0; 0 is as CRITICAL."""
+    read_token: _builtins.bytes
+    """Ack.read_token or WriteBatchResponse.read_token: the answer includes that write and everything the same stream
+    had acked before, whatever the bound. Opaque; 0 or 8 bytes. Sources that cannot prove it are passed over.
+    """
+    allow_degraded: _builtins.bool
+    """Where no source is fresh enough, or none knows the token's write yet, answer with the freshest one there is and
+    say so in Provenance.degraded, instead of FRESHNESS_UNMET.
+    """
+    explain: _builtins.bool
+    """Fill Provenance.plan."""
+    def __init__(
+        self,
+        *,
+        tier: Global___Tier.ValueType = ...,
+        max_staleness_us: _builtins.int = ...,
+        read_token: _builtins.bytes = ...,
+        allow_degraded: _builtins.bool = ...,
+        explain: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bound", b"bound", "max_staleness_us", b"max_staleness_us", "tier", b"tier"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_degraded", b"allow_degraded", "bound", b"bound", "explain", b"explain", "max_staleness_us", b"max_staleness_us", "read_token", b"read_token", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_bound: _TypeAlias = _typing.Literal["tier", "max_staleness_us"]  # noqa: Y015
+    _WhichOneofArgType_bound: _TypeAlias = _typing.Literal["bound", b"bound"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_bound) -> _WhichOneofReturnType_bound | None: ...
+
+Global___Freshness: _TypeAlias = Freshness  # noqa: Y015
+
 @_typing.final
 class Provenance(_message.Message):
     """What an answer is made of."""
@@ -54,6 +261,18 @@ class Provenance(_message.Message):
         SOURCE_UNSPECIFIED: Provenance._Source.ValueType  # 0
         SOURCE_PRIMARY: Provenance._Source.ValueType  # 1
         """The database that takes the writes."""
+        SOURCE_REPLICA: Provenance._Source.ValueType  # 2
+        """A streaming copy of it."""
+        SOURCE_ROLLUP: Provenance._Source.ValueType  # 3
+        """Time rollups: buckets computed ahead."""
+        SOURCE_PROJECTION: Provenance._Source.ValueType  # 4
+        """A wide projection: latest values side by side, indexed."""
+        SOURCE_WAREHOUSE: Provenance._Source.ValueType  # 5
+        """The analytical store behind the log of changes."""
+        SOURCE_SPLIT: Provenance._Source.ValueType  # 6
+        """The older part of the range from the warehouse, the newer from a database; the seam lies below every reading
+        that is not loaded yet, so nothing is missing and nothing is twice.
+        """
 
     class Source(_Source, metaclass=_SourceEnumTypeWrapper):
         """Where an answer can come from."""
@@ -61,25 +280,241 @@ class Provenance(_message.Message):
     SOURCE_UNSPECIFIED: Provenance.Source.ValueType  # 0
     SOURCE_PRIMARY: Provenance.Source.ValueType  # 1
     """The database that takes the writes."""
+    SOURCE_REPLICA: Provenance.Source.ValueType  # 2
+    """A streaming copy of it."""
+    SOURCE_ROLLUP: Provenance.Source.ValueType  # 3
+    """Time rollups: buckets computed ahead."""
+    SOURCE_PROJECTION: Provenance.Source.ValueType  # 4
+    """A wide projection: latest values side by side, indexed."""
+    SOURCE_WAREHOUSE: Provenance.Source.ValueType  # 5
+    """The analytical store behind the log of changes."""
+    SOURCE_SPLIT: Provenance.Source.ValueType  # 6
+    """The older part of the range from the warehouse, the newer from a database; the seam lies below every reading
+    that is not loaded yet, so nothing is missing and nothing is twice.
+    """
 
     SOURCE_FIELD_NUMBER: _builtins.int
     AS_OF_US_FIELD_NUMBER: _builtins.int
+    COMPLETE_FROM_US_FIELD_NUMBER: _builtins.int
+    STALENESS_US_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     source: Global___Provenance.Source.ValueType
     as_of_us: _builtins.int
-    """The answer includes everything committed before this time on the primary's clock."""
+    """The answer includes everything committed before this time on the primary's clock, save for what `degraded` says."""
+    complete_from_us: _builtins.int
+    """The reading time before which the source no longer keeps readings; 0: no such time is known. Within the range
+    asked, the answer is complete from here on.
+    """
+    staleness_us: _builtins.int
+    """How old the answer may be: the request's arrival minus as_of, the uncertainty between clocks included; never
+    negative.
+    """
+    @_builtins.property
+    def degraded(self) -> _containers.RepeatedCompositeFieldContainer[Global___Degradation]:
+        """In which ways the answer is worse than asked; empty: in none."""
+
+    @_builtins.property
+    def plan(self) -> Global___Plan:
+        """With Freshness.explain."""
+
     def __init__(
         self,
         *,
         source: Global___Provenance.Source.ValueType = ...,
         as_of_us: _builtins.int = ...,
+        complete_from_us: _builtins.int = ...,
+        staleness_us: _builtins.int = ...,
+        degraded: _abc.Iterable[Global___Degradation] | None = ...,
+        plan: Global___Plan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "complete_from_us", b"complete_from_us", "degraded", b"degraded", "plan", b"plan", "source", b"source", "staleness_us", b"staleness_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
+
+@_typing.final
+class Degradation(_message.Message):
+    """One way in which an answer is worse than asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Reason:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Degradation._Reason.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        REASON_UNSPECIFIED: Degradation._Reason.ValueType  # 0
+        REASON_STALE: Degradation._Reason.ValueType  # 1
+        """Older than asked; only with Freshness.allow_degraded."""
+        REASON_READ_TOKEN_UNPROVEN: Degradation._Reason.ValueType  # 2
+        """The token's write may be missing; only with Freshness.allow_degraded."""
+        REASON_INCOMPLETE: Degradation._Reason.ValueType  # 3
+        """The warehouse holds records that it could not decode, and they touch what was asked."""
+        REASON_RANGE_CUT: Degradation._Reason.ValueType  # 4
+        """The range asked begins before complete_from."""
+        REASON_NO_WAREHOUSE: Degradation._Reason.ValueType  # 5
+        """No warehouse is configured, or it cannot be used: the database answered an analytical question."""
+
+    class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
+    REASON_UNSPECIFIED: Degradation.Reason.ValueType  # 0
+    REASON_STALE: Degradation.Reason.ValueType  # 1
+    """Older than asked; only with Freshness.allow_degraded."""
+    REASON_READ_TOKEN_UNPROVEN: Degradation.Reason.ValueType  # 2
+    """The token's write may be missing; only with Freshness.allow_degraded."""
+    REASON_INCOMPLETE: Degradation.Reason.ValueType  # 3
+    """The warehouse holds records that it could not decode, and they touch what was asked."""
+    REASON_RANGE_CUT: Degradation.Reason.ValueType  # 4
+    """The range asked begins before complete_from."""
+    REASON_NO_WAREHOUSE: Degradation.Reason.ValueType  # 5
+    """No warehouse is configured, or it cannot be used: the database answered an analytical question."""
+
+    REASON_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    reason: Global___Degradation.Reason.ValueType
+    text: _builtins.str
+    """For a person."""
+    def __init__(
+        self,
+        *,
+        reason: Global___Degradation.Reason.ValueType = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Degradation: _TypeAlias = Degradation  # noqa: Y015
+
+@_typing.final
+class Plan(_message.Message):
+    """Why the answer came from where it came: what the planner knew, and what happened then."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_STALENESS_US_FIELD_NUMBER: _builtins.int
+    ARRIVAL_US_FIELD_NUMBER: _builtins.int
+    UNCERTAINTY_US_FIELD_NUMBER: _builtins.int
+    NEEDED_AS_OF_US_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    max_staleness_us: _builtins.int
+    """The bound asked for, in microseconds."""
+    arrival_us: _builtins.int
+    """The request's arrival on the primary's clock: at most this, at least this minus uncertainty_us."""
+    uncertainty_us: _builtins.int
+    needed_as_of_us: _builtins.int
+    """The as_of that an answer needed."""
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanCandidate]:
+        """Every source considered, the cheapest for this question first."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanStep]:
+        """What was carried out, in order; a step that failed is followed by the one that took its place."""
+
+    def __init__(
+        self,
+        *,
+        max_staleness_us: _builtins.int = ...,
+        arrival_us: _builtins.int = ...,
+        uncertainty_us: _builtins.int = ...,
+        needed_as_of_us: _builtins.int = ...,
+        candidates: _abc.Iterable[Global___PlanCandidate] | None = ...,
+        steps: _abc.Iterable[Global___PlanStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_us", b"arrival_us", "candidates", b"candidates", "max_staleness_us", b"max_staleness_us", "needed_as_of_us", b"needed_as_of_us", "steps", b"steps", "uncertainty_us", b"uncertainty_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Plan: _TypeAlias = Plan  # noqa: Y015
+
+@_typing.final
+class PlanCandidate(_message.Message):
+    """A source, as the planner saw it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    AS_OF_US_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    source: Global___Provenance.Source.ValueType
+    name: _builtins.str
+    """Which one, where there are several: "replica-1"."""
+    as_of_us: _builtins.int
+    """The watermark it was last measured at; 0: none is known."""
+    chosen: _builtins.bool
+    reason: _builtins.str
+    """Why it was chosen or passed over."""
+    def __init__(
+        self,
+        *,
+        source: Global___Provenance.Source.ValueType = ...,
+        name: _builtins.str = ...,
+        as_of_us: _builtins.int = ...,
+        chosen: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "chosen", b"chosen", "name", b"name", "reason", b"reason", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanCandidate: _TypeAlias = PlanCandidate  # noqa: Y015
+
+@_typing.final
+class PlanStep(_message.Message):
+    """One read that was carried out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    START_TIME_US_FIELD_NUMBER: _builtins.int
+    END_TIME_US_FIELD_NUMBER: _builtins.int
+    AS_OF_US_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    DURATION_US_FIELD_NUMBER: _builtins.int
+    source: Global___Provenance.Source.ValueType
+    name: _builtins.str
+    start_time_us: _builtins.int
+    """The part of the range it read, [start, end); both 0: no range."""
+    end_time_us: _builtins.int
+    as_of_us: _builtins.int
+    """The as_of proven by the data's own snapshot; 0 when it failed before."""
+    failure: _builtins.str
+    """Why its answer was not used; empty: it was."""
+    duration_us: _builtins.int
+    """How long it took."""
+    def __init__(
+        self,
+        *,
+        source: Global___Provenance.Source.ValueType = ...,
+        name: _builtins.str = ...,
+        start_time_us: _builtins.int = ...,
+        end_time_us: _builtins.int = ...,
+        as_of_us: _builtins.int = ...,
+        failure: _builtins.str = ...,
+        duration_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "duration_us", b"duration_us", "end_time_us", b"end_time_us", "failure", b"failure", "name", b"name", "source", b"source", "start_time_us", b"start_time_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanStep: _TypeAlias = PlanStep  # noqa: Y015
 
 @_typing.final
 class LatestValue(_message.Message):
@@ -146,6 +581,7 @@ class GetLatestRequest(_message.Message):
 
     ENTITY_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    FRESHNESS_FIELD_NUMBER: _builtins.int
     entity: _builtins.str
     """The device's name."""
     @_builtins.property
@@ -154,15 +590,18 @@ class GetLatestRequest(_message.Message):
         not have is NOT_FOUND.
         """
 
+    @_builtins.property
+    def freshness(self) -> Global___Freshness: ...
     def __init__(
         self,
         *,
         entity: _builtins.str = ...,
         attributes: _abc.Iterable[_builtins.str] | None = ...,
+        freshness: Global___Freshness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freshness", b"freshness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "entity", b"entity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "entity", b"entity", "freshness", b"freshness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -198,6 +637,7 @@ class BatchGetLatestRequest(_message.Message):
 
     ENTITIES_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    FRESHNESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Device names, 1 to 1,000, each once."""
@@ -206,15 +646,18 @@ class BatchGetLatestRequest(_message.Message):
     def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As in GetLatestRequest."""
 
+    @_builtins.property
+    def freshness(self) -> Global___Freshness: ...
     def __init__(
         self,
         *,
         entities: _abc.Iterable[_builtins.str] | None = ...,
         attributes: _abc.Iterable[_builtins.str] | None = ...,
+        freshness: Global___Freshness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freshness", b"freshness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "entities", b"entities"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "entities", b"entities", "freshness", b"freshness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -261,6 +704,8 @@ class ReadSeriesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     DESCENDING_FIELD_NUMBER: _builtins.int
+    FRESHNESS_FIELD_NUMBER: _builtins.int
+    LIMIT_PER_SERIES_FIELD_NUMBER: _builtins.int
     start_time_us: _builtins.int
     """The range [start, end). Both are needed."""
     end_time_us: _builtins.int
@@ -269,6 +714,10 @@ class ReadSeriesRequest(_message.Message):
     page_token: _builtins.str
     descending: _builtins.bool
     """Newest first within each series; the series then come in the reverse order too."""
+    limit_per_series: _builtins.int
+    """The most readings of each series, over all pages: the first ones of the range, or the last ones when descending.
+    0: all. At most 1,000,000.
+    """
     @_builtins.property
     def entities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Device names, 1 to 1,000."""
@@ -277,6 +726,8 @@ class ReadSeriesRequest(_message.Message):
     def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Attribute names, 1 to 1,000."""
 
+    @_builtins.property
+    def freshness(self) -> Global___Freshness: ...
     def __init__(
         self,
         *,
@@ -287,10 +738,12 @@ class ReadSeriesRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         descending: _builtins.bool = ...,
+        freshness: Global___Freshness | None = ...,
+        limit_per_series: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freshness", b"freshness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "descending", b"descending", "end_time_us", b"end_time_us", "entities", b"entities", "page_size", b"page_size", "page_token", b"page_token", "start_time_us", b"start_time_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "descending", b"descending", "end_time_us", b"end_time_us", "entities", b"entities", "freshness", b"freshness", "limit_per_series", b"limit_per_series", "page_size", b"page_size", "page_token", b"page_token", "start_time_us", b"start_time_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -383,6 +836,503 @@ class ReadSeriesResponse(_message.Message):
 Global___ReadSeriesResponse: _TypeAlias = ReadSeriesResponse  # noqa: Y015
 
 @_typing.final
+class Selection(_message.Message):
+    """A set of devices. All that is given must hold; nothing given: every device of the tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ENTITIES_FIELD_NUMBER: _builtins.int
+    ENTITY_TYPE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    entity_type: _builtins.str
+    """Exact match; empty: any."""
+    filter: _builtins.str
+    """A filter as in FindEntitiesRequest; empty: none."""
+    @_builtins.property
+    def entities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Device names, at most 1,000, each once; empty: any. One that does not exist is ENTITY_NOT_FOUND."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Devices that have all of these labels."""
+
+    def __init__(
+        self,
+        *,
+        entities: _abc.Iterable[_builtins.str] | None = ...,
+        entity_type: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        filter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entities", b"entities", "entity_type", b"entity_type", "filter", b"filter", "labels", b"labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Selection: _TypeAlias = Selection  # noqa: Y015
+
+@_typing.final
+class ExportSeriesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTITIES_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    START_TIME_US_FIELD_NUMBER: _builtins.int
+    END_TIME_US_FIELD_NUMBER: _builtins.int
+    DESCENDING_FIELD_NUMBER: _builtins.int
+    LIMIT_PER_SERIES_FIELD_NUMBER: _builtins.int
+    CHUNK_SIZE_FIELD_NUMBER: _builtins.int
+    FRESHNESS_FIELD_NUMBER: _builtins.int
+    start_time_us: _builtins.int
+    """The range [start, end). Both are needed."""
+    end_time_us: _builtins.int
+    descending: _builtins.bool
+    """As in ReadSeriesRequest."""
+    limit_per_series: _builtins.int
+    chunk_size: _builtins.int
+    """Readings per message: default 10,000, at most 50,000."""
+    @_builtins.property
+    def entities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Device names, 1 to 1,000."""
+
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Attribute names, 1 to 1,000."""
+
+    @_builtins.property
+    def freshness(self) -> Global___Freshness: ...
+    def __init__(
+        self,
+        *,
+        entities: _abc.Iterable[_builtins.str] | None = ...,
+        attributes: _abc.Iterable[_builtins.str] | None = ...,
+        start_time_us: _builtins.int = ...,
+        end_time_us: _builtins.int = ...,
+        descending: _builtins.bool = ...,
+        limit_per_series: _builtins.int = ...,
+        chunk_size: _builtins.int = ...,
+        freshness: Global___Freshness | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freshness", b"freshness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "chunk_size", b"chunk_size", "descending", b"descending", "end_time_us", b"end_time_us", "entities", b"entities", "freshness", b"freshness", "limit_per_series", b"limit_per_series", "start_time_us", b"start_time_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSeriesRequest: _TypeAlias = ExportSeriesRequest  # noqa: Y015
+
+@_typing.final
+class ExportSeriesResponse(_message.Message):
+    """The first message has a provenance, as far as it is known then; the messages after it have series; the last one has
+    a summary. A stream that ends without a summary, whatever its status, is not the whole.
+
+    An export is not one snapshot: it includes everything committed before its as_of, and may include some of what was
+    committed while it ran.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___Series]:
+        """In the order of ReadSeriesResponse. A series goes on in the next message until another one begins."""
+
+    @_builtins.property
+    def provenance(self) -> Global___Provenance: ...
+    @_builtins.property
+    def summary(self) -> Global___ExportSummary: ...
+    def __init__(
+        self,
+        *,
+        series: _abc.Iterable[Global___Series] | None = ...,
+        provenance: Global___Provenance | None = ...,
+        summary: Global___ExportSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "series", b"series", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSeriesResponse: _TypeAlias = ExportSeriesResponse  # noqa: Y015
+
+@_typing.final
+class ExportSummary(_message.Message):
+    """The end of an export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READINGS_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    readings: _builtins.int
+    """Readings sent."""
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """The provenance of the whole; it takes the place of the first message's."""
+
+    def __init__(
+        self,
+        *,
+        readings: _builtins.int = ...,
+        provenance: Global___Provenance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "readings", b"readings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSummary: _TypeAlias = ExportSummary  # noqa: Y015
+
+@_typing.final
+class Bucket(_message.Message):
+    """Buckets of time, aligned to the clock and calendar of a time zone.
+
+    Up to an hour wide they have that width always: the hour that comes twice when clocks are set back makes buckets of
+    its own each time. Wider ones begin at local times, so that the day of a change has 23 or 25 hours. The first and
+    the last bucket of a range hold only what lies within the range.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    unit: Global___BucketUnit.ValueType
+    width: _builtins.int
+    """How many units wide: one of the widths named there; 0: 1."""
+    time_zone: _builtins.str
+    """A name of the IANA database such as "Europe/Berlin"; empty: "UTC"."""
+    def __init__(
+        self,
+        *,
+        unit: Global___BucketUnit.ValueType = ...,
+        width: _builtins.int = ...,
+        time_zone: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["time_zone", b"time_zone", "unit", b"unit", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bucket: _TypeAlias = Bucket  # noqa: Y015
+
+@_typing.final
+class AggregateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELECTION_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    START_TIME_US_FIELD_NUMBER: _builtins.int
+    END_TIME_US_FIELD_NUMBER: _builtins.int
+    BUCKET_FIELD_NUMBER: _builtins.int
+    FUNCTIONS_FIELD_NUMBER: _builtins.int
+    PERCENTILES_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    FRESHNESS_FIELD_NUMBER: _builtins.int
+    start_time_us: _builtins.int
+    """The range [start, end). Both are needed."""
+    end_time_us: _builtins.int
+    @_builtins.property
+    def selection(self) -> Global___Selection: ...
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Attribute names, 1 to 1,000. Without grouping by attribute they must be of one type, or all numbers (INT64 is
+        then taken as DOUBLE).
+        """
+
+    @_builtins.property
+    def bucket(self) -> Global___Bucket:
+        """Absent: the range is one bucket, which begins at start."""
+
+    @_builtins.property
+    def functions(self) -> _containers.RepeatedScalarFieldContainer[Global___AggregateFunction.ValueType]:
+        """1 to 9, each once."""
+
+    @_builtins.property
+    def percentiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For PERCENTILE, and only then: 1 to 16 numbers from 0 to 100."""
+
+    @_builtins.property
+    def group_by(self) -> _containers.RepeatedScalarFieldContainer[Global___AggregateGroup.ValueType]:
+        """Each at most once; empty: one row over everything selected."""
+
+    @_builtins.property
+    def freshness(self) -> Global___Freshness: ...
+    def __init__(
+        self,
+        *,
+        selection: Global___Selection | None = ...,
+        attributes: _abc.Iterable[_builtins.str] | None = ...,
+        start_time_us: _builtins.int = ...,
+        end_time_us: _builtins.int = ...,
+        bucket: Global___Bucket | None = ...,
+        functions: _abc.Iterable[Global___AggregateFunction.ValueType] | None = ...,
+        percentiles: _abc.Iterable[_builtins.float] | None = ...,
+        group_by: _abc.Iterable[Global___AggregateGroup.ValueType] | None = ...,
+        freshness: Global___Freshness | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "freshness", b"freshness", "selection", b"selection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "bucket", b"bucket", "end_time_us", b"end_time_us", "freshness", b"freshness", "functions", b"functions", "group_by", b"group_by", "percentiles", b"percentiles", "selection", b"selection", "start_time_us", b"start_time_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AggregateRequest: _TypeAlias = AggregateRequest  # noqa: Y015
+
+@_typing.final
+class AggregateSeries(_message.Message):
+    """One group's buckets, in order of time; buckets without readings are left out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTITY_FIELD_NUMBER: _builtins.int
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    BUCKET_TIMES_US_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    entity: _builtins.str
+    """Empty unless grouped by device."""
+    attribute: _builtins.str
+    """Empty unless grouped by attribute."""
+    @_builtins.property
+    def bucket_times_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where each bucket begins, also when the range begins within it."""
+
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___AggregateColumn]:
+        """One per function asked, in that order; PERCENTILE has one per percentile."""
+
+    def __init__(
+        self,
+        *,
+        entity: _builtins.str = ...,
+        attribute: _builtins.str = ...,
+        bucket_times_us: _abc.Iterable[_builtins.int] | None = ...,
+        columns: _abc.Iterable[Global___AggregateColumn] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "bucket_times_us", b"bucket_times_us", "columns", b"columns", "entity", b"entity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AggregateSeries: _TypeAlias = AggregateSeries  # noqa: Y015
+
+@_typing.final
+class AggregateColumn(_message.Message):
+    """The results of one function, one per bucket."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    PERCENTILE_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    DOUBLE_VALUES_FIELD_NUMBER: _builtins.int
+    INT64_VALUES_FIELD_NUMBER: _builtins.int
+    BOOL_VALUES_FIELD_NUMBER: _builtins.int
+    STRING_VALUES_FIELD_NUMBER: _builtins.int
+    function: Global___AggregateFunction.ValueType
+    percentile: _builtins.float
+    """Of PERCENTILE."""
+    type: _common_pb2.AttributeType.ValueType
+    @_builtins.property
+    def double_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One list is filled: that of the type."""
+
+    @_builtins.property
+    def int64_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def bool_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]: ...
+    @_builtins.property
+    def string_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        function: Global___AggregateFunction.ValueType = ...,
+        percentile: _builtins.float = ...,
+        type: _common_pb2.AttributeType.ValueType = ...,
+        double_values: _abc.Iterable[_builtins.float] | None = ...,
+        int64_values: _abc.Iterable[_builtins.int] | None = ...,
+        bool_values: _abc.Iterable[_builtins.bool] | None = ...,
+        string_values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "double_values", b"double_values", "function", b"function", "int64_values", b"int64_values", "percentile", b"percentile", "string_values", b"string_values", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AggregateColumn: _TypeAlias = AggregateColumn  # noqa: Y015
+
+@_typing.final
+class AggregateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___AggregateSeries]:
+        """By device name, then attribute name. At most 100,000 points (buckets x groups); more is TOO_MANY_POINTS."""
+
+    @_builtins.property
+    def provenance(self) -> Global___Provenance: ...
+    def __init__(
+        self,
+        *,
+        series: _abc.Iterable[Global___AggregateSeries] | None = ...,
+        provenance: Global___Provenance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "series", b"series"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AggregateResponse: _TypeAlias = AggregateResponse  # noqa: Y015
+
+@_typing.final
+class FindEntitiesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FRESHNESS_FIELD_NUMBER: _builtins.int
+    filter: _builtins.str
+    """Conditions, after AIP-160; at most 4,096 bytes and 64 conditions. Empty: every device.
+
+      filter     = [ expression ]
+      expression = conjunct { "OR" conjunct }
+      conjunct   = factor { [ "AND" ] factor }
+      factor     = [ "NOT" | "-" ] ( condition | "(" expression ")" )
+      condition  = field operator value
+      field      = "type" | "name" | "labels." key | attribute | "attributes." attribute
+      key, attribute = a word of letters, digits, "_", "-", "." and "/" that begins with a letter, or a quoted text
+      operator   = "=" | "!=" | "<" | "<=" | ">" | ">=" | ":" | "starts with"
+      value      = number | "true" | "false" | quoted text
+
+    AND, OR, NOT and `starts with` in any case. Unlike AIP-160, and like most languages, AND binds tighter than OR.
+    Texts are in double or single quotes; a backslash takes the next character as it is. Values must be of the
+    attribute's type: numbers for DOUBLE and INT64, true and false (= and != only) for BOOL, text for STRING, type,
+    name and labels, for which "=" and "!=" take a trailing "*" as any ending. ":" asks whether there is a value, and
+    takes only "*" for it: `attributes.temperature:*`. "attributes." is needed for attributes called type, name, or
+    labels.…; an attribute that the tenant does not have is ATTRIBUTE_NOT_FOUND, one without latest values
+    LATEST_NOT_KEPT.
+
+    A condition on a value or label that a device does not have is false, "!=" too; NOT makes it true.
+
+      temperature > 80 AND status = "active" AND firmware starts with "2."
+    """
+    page_size: _builtins.int
+    """Default 100, at most 1,000."""
+    page_token: _builtins.str
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Attributes whose latest values are returned; empty: none."""
+
+    @_builtins.property
+    def freshness(self) -> Global___Freshness: ...
+    def __init__(
+        self,
+        *,
+        filter: _builtins.str = ...,
+        attributes: _abc.Iterable[_builtins.str] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        freshness: Global___Freshness | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freshness", b"freshness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "filter", b"filter", "freshness", b"freshness", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindEntitiesRequest: _TypeAlias = FindEntitiesRequest  # noqa: Y015
+
+@_typing.final
+class FoundEntity(_message.Message):
+    """A device that meets the conditions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTITY_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entity(self) -> Global___Entity: ...
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___LatestValue]:
+        """Of the attributes asked for, as far as the device has them, by name."""
+
+    def __init__(
+        self,
+        *,
+        entity: Global___Entity | None = ...,
+        values: _abc.Iterable[Global___LatestValue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entity", b"entity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity", b"entity", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundEntity: _TypeAlias = FoundEntity  # noqa: Y015
+
+@_typing.final
+class FindEntitiesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTITIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def entities(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundEntity]:
+        """By name."""
+
+    @_builtins.property
+    def provenance(self) -> Global___Provenance: ...
+    def __init__(
+        self,
+        *,
+        entities: _abc.Iterable[Global___FoundEntity] | None = ...,
+        next_page_token: _builtins.str = ...,
+        provenance: Global___Provenance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entities", b"entities", "next_page_token", b"next_page_token", "provenance", b"provenance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindEntitiesResponse: _TypeAlias = FindEntitiesResponse  # noqa: Y015
+
+@_typing.final
 class ListEntitiesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -410,6 +1360,7 @@ class ListEntitiesRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FRESHNESS_FIELD_NUMBER: _builtins.int
     entity_type: _builtins.str
     """Exact match; empty: any."""
     page_size: _builtins.int
@@ -419,6 +1370,8 @@ class ListEntitiesRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Devices that have all of these labels."""
 
+    @_builtins.property
+    def freshness(self) -> Global___Freshness: ...
     def __init__(
         self,
         *,
@@ -426,10 +1379,11 @@ class ListEntitiesRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        freshness: Global___Freshness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freshness", b"freshness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity_type", b"entity_type", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity_type", b"entity_type", "freshness", b"freshness", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -522,18 +1476,22 @@ class ListAttributesRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FRESHNESS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Default 100, at most 1,000."""
     page_token: _builtins.str
+    @_builtins.property
+    def freshness(self) -> Global___Freshness: ...
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        freshness: Global___Freshness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freshness", b"freshness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freshness", b"freshness", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -601,3 +1559,130 @@ class ListAttributesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAttributesResponse: _TypeAlias = ListAttributesResponse  # noqa: Y015
+
+@_typing.final
+class GetFreshnessRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFreshnessRequest: _TypeAlias = GetFreshnessRequest  # noqa: Y015
+
+@_typing.final
+class GetFreshnessResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_US_FIELD_NUMBER: _builtins.int
+    UNCERTAINTY_US_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    time_us: _builtins.int
+    """The time on the primary's clock at which this was measured; 0 when the primary does not answer."""
+    uncertainty_us: _builtins.int
+    """How far this gateway's idea of that clock may be off."""
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceFreshness]: ...
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierFreshness]: ...
+    def __init__(
+        self,
+        *,
+        time_us: _builtins.int = ...,
+        uncertainty_us: _builtins.int = ...,
+        sources: _abc.Iterable[Global___SourceFreshness] | None = ...,
+        tiers: _abc.Iterable[Global___TierFreshness] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sources", b"sources", "tiers", b"tiers", "time_us", b"time_us", "uncertainty_us", b"uncertainty_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFreshnessResponse: _TypeAlias = GetFreshnessResponse  # noqa: Y015
+
+@_typing.final
+class SourceFreshness(_message.Message):
+    """A source, measured now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    AS_OF_US_FIELD_NUMBER: _builtins.int
+    STALENESS_US_FIELD_NUMBER: _builtins.int
+    COMPLETE_FROM_US_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    source: Global___Provenance.Source.ValueType
+    name: _builtins.str
+    """Which one, where there are several: "replica-1"."""
+    available: _builtins.bool
+    """Whether it is asked at present; `reason` says why not."""
+    as_of_us: _builtins.int
+    """Complete up to here; 0: not known."""
+    staleness_us: _builtins.int
+    """time minus as_of, the uncertainty included; 0 when as_of is not known."""
+    complete_from_us: _builtins.int
+    """See Provenance."""
+    reason: _builtins.str
+    """What the watermark was made from, or why there is none. For a person."""
+    def __init__(
+        self,
+        *,
+        source: Global___Provenance.Source.ValueType = ...,
+        name: _builtins.str = ...,
+        available: _builtins.bool = ...,
+        as_of_us: _builtins.int = ...,
+        staleness_us: _builtins.int = ...,
+        complete_from_us: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "available", b"available", "complete_from_us", b"complete_from_us", "name", b"name", "reason", b"reason", "source", b"source", "staleness_us", b"staleness_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SourceFreshness: _TypeAlias = SourceFreshness  # noqa: Y015
+
+@_typing.final
+class TierFreshness(_message.Message):
+    """What a tier would get now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_US_FIELD_NUMBER: _builtins.int
+    SCAN_SOURCE_FIELD_NUMBER: _builtins.int
+    LOOKUP_SOURCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    tier: Global___Tier.ValueType
+    max_staleness_us: _builtins.int
+    scan_source: Global___Provenance.Source.ValueType
+    """The source of a scan (ReadSeries) and of a look-up (GetLatest); UNSPECIFIED: none, the read would be refused."""
+    lookup_source: Global___Provenance.Source.ValueType
+    reason: _builtins.str
+    """Why. For a person."""
+    def __init__(
+        self,
+        *,
+        tier: Global___Tier.ValueType = ...,
+        max_staleness_us: _builtins.int = ...,
+        scan_source: Global___Provenance.Source.ValueType = ...,
+        lookup_source: Global___Provenance.Source.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lookup_source", b"lookup_source", "max_staleness_us", b"max_staleness_us", "reason", b"reason", "scan_source", b"scan_source", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TierFreshness: _TypeAlias = TierFreshness  # noqa: Y015

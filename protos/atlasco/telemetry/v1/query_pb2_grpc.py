@@ -50,6 +50,21 @@ class QueryServiceStub:
                 request_serializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ReadSeriesRequest.SerializeToString,
                 response_deserializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ReadSeriesResponse.FromString,
                 _registered_method=True)
+        self.ExportSeries = channel.unary_stream(
+                '/atlasco.telemetry.v1.QueryService/ExportSeries',
+                request_serializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ExportSeriesRequest.SerializeToString,
+                response_deserializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ExportSeriesResponse.FromString,
+                _registered_method=True)
+        self.Aggregate = channel.unary_unary(
+                '/atlasco.telemetry.v1.QueryService/Aggregate',
+                request_serializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.AggregateRequest.SerializeToString,
+                response_deserializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.AggregateResponse.FromString,
+                _registered_method=True)
+        self.FindEntities = channel.unary_unary(
+                '/atlasco.telemetry.v1.QueryService/FindEntities',
+                request_serializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.FindEntitiesRequest.SerializeToString,
+                response_deserializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.FindEntitiesResponse.FromString,
+                _registered_method=True)
         self.ListEntities = channel.unary_unary(
                 '/atlasco.telemetry.v1.QueryService/ListEntities',
                 request_serializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ListEntitiesRequest.SerializeToString,
@@ -59,6 +74,11 @@ class QueryServiceStub:
                 '/atlasco.telemetry.v1.QueryService/ListAttributes',
                 request_serializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ListAttributesRequest.SerializeToString,
                 response_deserializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ListAttributesResponse.FromString,
+                _registered_method=True)
+        self.GetFreshness = channel.unary_unary(
+                '/atlasco.telemetry.v1.QueryService/GetFreshness',
+                request_serializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.GetFreshnessRequest.SerializeToString,
+                response_deserializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.GetFreshnessResponse.FromString,
                 _registered_method=True)
 
 
@@ -87,6 +107,27 @@ class QueryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportSeries(self, request, context):
+        """The same readings as one stream of columns, for millions of them in flat memory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Aggregate(self, request, context):
+        """Readings summed up by time bucket, by device, by attribute, or over a selection of devices.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindEntities(self, request, context):
+        """Devices by conditions on their latest values, type and labels, with chosen values, paged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListEntities(self, request, context):
         """The tenant's devices, by type and labels, paged.
         """
@@ -96,6 +137,13 @@ class QueryServiceServicer:
 
     def ListAttributes(self, request, context):
         """The tenant's attributes, paged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFreshness(self, request, context):
+        """How fresh each source is now, and which one each tier would get.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,6 +167,21 @@ def add_QueryServiceServicer_to_server(servicer, server):
                     request_deserializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ReadSeriesRequest.FromString,
                     response_serializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ReadSeriesResponse.SerializeToString,
             ),
+            'ExportSeries': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportSeries,
+                    request_deserializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ExportSeriesRequest.FromString,
+                    response_serializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ExportSeriesResponse.SerializeToString,
+            ),
+            'Aggregate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Aggregate,
+                    request_deserializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.AggregateRequest.FromString,
+                    response_serializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.AggregateResponse.SerializeToString,
+            ),
+            'FindEntities': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindEntities,
+                    request_deserializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.FindEntitiesRequest.FromString,
+                    response_serializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.FindEntitiesResponse.SerializeToString,
+            ),
             'ListEntities': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEntities,
                     request_deserializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ListEntitiesRequest.FromString,
@@ -128,6 +191,11 @@ def add_QueryServiceServicer_to_server(servicer, server):
                     servicer.ListAttributes,
                     request_deserializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ListAttributesRequest.FromString,
                     response_serializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.ListAttributesResponse.SerializeToString,
+            ),
+            'GetFreshness': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFreshness,
+                    request_deserializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.GetFreshnessRequest.FromString,
+                    response_serializer=atlasco_dot_telemetry_dot_v1_dot_query__pb2.GetFreshnessResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +291,87 @@ class QueryService:
             _registered_method=True)
 
     @staticmethod
+    def ExportSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/atlasco.telemetry.v1.QueryService/ExportSeries',
+            atlasco_dot_telemetry_dot_v1_dot_query__pb2.ExportSeriesRequest.SerializeToString,
+            atlasco_dot_telemetry_dot_v1_dot_query__pb2.ExportSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Aggregate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atlasco.telemetry.v1.QueryService/Aggregate',
+            atlasco_dot_telemetry_dot_v1_dot_query__pb2.AggregateRequest.SerializeToString,
+            atlasco_dot_telemetry_dot_v1_dot_query__pb2.AggregateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindEntities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atlasco.telemetry.v1.QueryService/FindEntities',
+            atlasco_dot_telemetry_dot_v1_dot_query__pb2.FindEntitiesRequest.SerializeToString,
+            atlasco_dot_telemetry_dot_v1_dot_query__pb2.FindEntitiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListEntities(request,
             target,
             options=(),
@@ -266,6 +415,33 @@ class QueryService:
             '/atlasco.telemetry.v1.QueryService/ListAttributes',
             atlasco_dot_telemetry_dot_v1_dot_query__pb2.ListAttributesRequest.SerializeToString,
             atlasco_dot_telemetry_dot_v1_dot_query__pb2.ListAttributesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFreshness(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atlasco.telemetry.v1.QueryService/GetFreshness',
+            atlasco_dot_telemetry_dot_v1_dot_query__pb2.GetFreshnessRequest.SerializeToString,
+            atlasco_dot_telemetry_dot_v1_dot_query__pb2.GetFreshnessResponse.FromString,
             options,
             channel_credentials,
             insecure,

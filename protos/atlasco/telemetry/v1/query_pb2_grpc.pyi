@@ -6,20 +6,41 @@ How services read telemetry.
 A caller reads the data of its own tenant only; the tenant comes from the authenticated peer. A device identity
 may read its own data; a service identity that of every device of its tenant.
 
-Errors carry google.rpc.ErrorInfo (domain "telemetry.atlasco"):
-  INVALID_ARGUMENT    FIELD_INVALID (metadata "field"), PAGE_TOKEN_INVALID, RANGE_INVERTED, RANGE_UNBOUNDED
-  NOT_FOUND           ENTITY_NOT_FOUND (metadata "entity"), ATTRIBUTE_NOT_FOUND (metadata "attribute")
-  FAILED_PRECONDITION LATEST_NOT_KEPT (metadata "attribute": it opted out of latest values)
+FRESHNESS. Every read says how fresh its answer must be (Freshness) and gets it from the cheapest source that is
+proven to be fresh enough; the answer says which source that was and how fresh it is (Provenance). Without a word
+about freshness a read is CRITICAL: it sees everything acked before it was sent.
+
+Errors carry google.rpc.ErrorInfo (domain "telemetry.atlasco"). A name in brackets is a key of its metadata.
+  INVALID_ARGUMENT    FIELD_INVALID       a field is out of bounds [field]
+  INVALID_ARGUMENT    FRESHNESS_INVALID   a negative max_staleness_us, an unknown tier, a bad read_token [field]
+  INVALID_ARGUMENT    PAGE_TOKEN_INVALID  not a token of this call with these arguments
+  INVALID_ARGUMENT    RANGE_INVERTED, RANGE_UNBOUNDED
+  INVALID_ARGUMENT    FILTER_INVALID      [position: bytes of UTF-8 from the start; expected; field]
+  INVALID_ARGUMENT    TIME_ZONE_UNKNOWN   [time_zone]
+  INVALID_ARGUMENT    AGGREGATE_TYPE      the function does not exist for the attribute's type [attribute, function]
+  INVALID_ARGUMENT    TOO_MANY_POINTS     buckets x groups are more than an answer holds [points, limit]
+  NOT_FOUND           ENTITY_NOT_FOUND    [entity]
+  NOT_FOUND           ATTRIBUTE_NOT_FOUND [attribute]
+  FAILED_PRECONDITION LATEST_NOT_KEPT     the attribute opted out of latest values [attribute]
+  FAILED_PRECONDITION FRESHNESS_UNMET     no source is fresh enough and available [one key per source: why]
+  FAILED_PRECONDITION READ_TOKEN_UNKNOWN  the token's write is not in the database: it came from another one, or was
+                                          lost in a failover
+  FAILED_PRECONDITION RANGE_RETIRED       the range ends before what any source still keeps [complete_from_us]
   PERMISSION_DENIED   DEVICE_MISMATCH
   DEADLINE_EXCEEDED   QUERY_DEADLINE
-  RESOURCE_EXHAUSTED  QUERY_CONCURRENCY with google.rpc.RetryInfo
+  RESOURCE_EXHAUSTED  QUERY_CONCURRENCY   with google.rpc.RetryInfo [limit]
+  RESOURCE_EXHAUSTED  FALLBACK_CONCURRENCY  the source the query belongs to is down, and as many of its queries as
+                                          the primary takes run there already; with google.rpc.RetryInfo [limit]
   UNAVAILABLE         STORAGE_UNAVAILABLE with google.rpc.RetryInfo
 
 Pages follow AIP-158: page_size is the most a page holds (0: a default; above the maximum: the maximum), an empty
-next_page_token ends the list, and a token used with other arguments than those it came from is refused.
+next_page_token ends the list, and a token used with other arguments than those it came from is refused. Freshness
+is not among these arguments: each page is routed by itself and has its own provenance.
 
-Readings older than the tenant's retention are not shown. An answer about latest values that would hold more than
-50,000 values or 2 MiB of text is refused (FIELD_INVALID, field "attributes").
+Readings older than the tenant's retention are not shown by the database; the warehouse may keep them longer. A
+range that begins before what the answer's source keeps is answered from Provenance.complete_from_us on, and marked
+RANGE_CUT. An answer about latest values that would hold more than 50,000 values or 2 MiB of text is refused
+(FIELD_INVALID, field "attributes").
 """
 
 from atlasco.telemetry.v1 import query_pb2 as _query_pb2
@@ -58,10 +79,18 @@ class QueryServiceStub:
     """The latest values of up to 1,000 devices."""
     ReadSeries: _grpc.UnaryUnaryMultiCallable[_query_pb2.ReadSeriesRequest, _query_pb2.ReadSeriesResponse]
     """Readings of one attribute or several of one device or several in a time range, paged."""
+    ExportSeries: _grpc.UnaryStreamMultiCallable[_query_pb2.ExportSeriesRequest, _query_pb2.ExportSeriesResponse]
+    """The same readings as one stream of columns, for millions of them in flat memory."""
+    Aggregate: _grpc.UnaryUnaryMultiCallable[_query_pb2.AggregateRequest, _query_pb2.AggregateResponse]
+    """Readings summed up by time bucket, by device, by attribute, or over a selection of devices."""
+    FindEntities: _grpc.UnaryUnaryMultiCallable[_query_pb2.FindEntitiesRequest, _query_pb2.FindEntitiesResponse]
+    """Devices by conditions on their latest values, type and labels, with chosen values, paged."""
     ListEntities: _grpc.UnaryUnaryMultiCallable[_query_pb2.ListEntitiesRequest, _query_pb2.ListEntitiesResponse]
     """The tenant's devices, by type and labels, paged."""
     ListAttributes: _grpc.UnaryUnaryMultiCallable[_query_pb2.ListAttributesRequest, _query_pb2.ListAttributesResponse]
     """The tenant's attributes, paged."""
+    GetFreshness: _grpc.UnaryUnaryMultiCallable[_query_pb2.GetFreshnessRequest, _query_pb2.GetFreshnessResponse]
+    """How fresh each source is now, and which one each tier would get."""
 
 @_typing.type_check_only
 class QueryServiceAsyncStub(QueryServiceStub):
@@ -74,10 +103,18 @@ class QueryServiceAsyncStub(QueryServiceStub):
     """The latest values of up to 1,000 devices."""
     ReadSeries: _aio.UnaryUnaryMultiCallable[_query_pb2.ReadSeriesRequest, _query_pb2.ReadSeriesResponse]  # type: ignore[assignment]
     """Readings of one attribute or several of one device or several in a time range, paged."""
+    ExportSeries: _aio.UnaryStreamMultiCallable[_query_pb2.ExportSeriesRequest, _query_pb2.ExportSeriesResponse]  # type: ignore[assignment]
+    """The same readings as one stream of columns, for millions of them in flat memory."""
+    Aggregate: _aio.UnaryUnaryMultiCallable[_query_pb2.AggregateRequest, _query_pb2.AggregateResponse]  # type: ignore[assignment]
+    """Readings summed up by time bucket, by device, by attribute, or over a selection of devices."""
+    FindEntities: _aio.UnaryUnaryMultiCallable[_query_pb2.FindEntitiesRequest, _query_pb2.FindEntitiesResponse]  # type: ignore[assignment]
+    """Devices by conditions on their latest values, type and labels, with chosen values, paged."""
     ListEntities: _aio.UnaryUnaryMultiCallable[_query_pb2.ListEntitiesRequest, _query_pb2.ListEntitiesResponse]  # type: ignore[assignment]
     """The tenant's devices, by type and labels, paged."""
     ListAttributes: _aio.UnaryUnaryMultiCallable[_query_pb2.ListAttributesRequest, _query_pb2.ListAttributesResponse]  # type: ignore[assignment]
     """The tenant's attributes, paged."""
+    GetFreshness: _aio.UnaryUnaryMultiCallable[_query_pb2.GetFreshnessRequest, _query_pb2.GetFreshnessResponse]  # type: ignore[assignment]
+    """How fresh each source is now, and which one each tier would get."""
 
 class QueryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers questions about telemetry."""
@@ -107,6 +144,30 @@ class QueryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Readings of one attribute or several of one device or several in a time range, paged."""
 
     @_abc_1.abstractmethod
+    def ExportSeries(
+        self,
+        request: _query_pb2.ExportSeriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_query_pb2.ExportSeriesResponse], _abc.AsyncIterator[_query_pb2.ExportSeriesResponse]]:
+        """The same readings as one stream of columns, for millions of them in flat memory."""
+
+    @_abc_1.abstractmethod
+    def Aggregate(
+        self,
+        request: _query_pb2.AggregateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.AggregateResponse, _abc.Awaitable[_query_pb2.AggregateResponse]]:
+        """Readings summed up by time bucket, by device, by attribute, or over a selection of devices."""
+
+    @_abc_1.abstractmethod
+    def FindEntities(
+        self,
+        request: _query_pb2.FindEntitiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.FindEntitiesResponse, _abc.Awaitable[_query_pb2.FindEntitiesResponse]]:
+        """Devices by conditions on their latest values, type and labels, with chosen values, paged."""
+
+    @_abc_1.abstractmethod
     def ListEntities(
         self,
         request: _query_pb2.ListEntitiesRequest,
@@ -121,5 +182,13 @@ class QueryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_query_pb2.ListAttributesResponse, _abc.Awaitable[_query_pb2.ListAttributesResponse]]:
         """The tenant's attributes, paged."""
+
+    @_abc_1.abstractmethod
+    def GetFreshness(
+        self,
+        request: _query_pb2.GetFreshnessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.GetFreshnessResponse, _abc.Awaitable[_query_pb2.GetFreshnessResponse]]:
+        """How fresh each source is now, and which one each tier would get."""
 
 def add_QueryServiceServicer_to_server(servicer: QueryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

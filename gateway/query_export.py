@@ -1,0 +1,64 @@
+"""An export: pages of series, one after the other, as one stream.
+
+Each page is a read of its own, so that no connection and no snapshot is held while the client takes its time, and
+memory holds one page, however many readings there are. The next page is read only when the client has taken the last
+one: the transport's flow control reaches to the database.
+
+What the whole claims is what its weakest page claims: each one is proven to be as fresh as asked when the export
+arrived, and to be no older than the first.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+from atlasco.telemetry.v1 import query_pb2
+
+from gateway.query_freshness import provenance
+from gateway.query_messages import series_message
+from router.execute import Routed, Router
+from router.plan import Need
+from router.questions import SeriesRange
+from storage.read_model import SeriesQuestion
+
+
+async def export_series(
+    router: Router,
+    tenant: str,
+    question: SeriesQuestion,
+    need: Need,
+    chunk: int,
+    timeout_s: Callable[[], float],
+) -> AsyncIterator[query_pb2.ExportSeriesResponse]:
+    """The messages of an export; see ExportSeriesResponse. `timeout_s` says how long the next read may take.
+
+    Raises:
+        StorageError: as `Router.read`; what was sent before is then not the whole.
+    """
+    after = None
+    readings = 0
+    whole: Routed[Any] | None = None
+    while True:
+        routed = await router.read(tenant, SeriesRange(question, chunk, after), need, timeout_s())
+        if whole is None:
+            yield query_pb2.ExportSeriesResponse(provenance=provenance(routed))
+        whole = _weakest(whole, routed)
+        if routed.answer.parts:
+            readings += sum(len(part.times_us) for part in routed.answer.parts)
+            yield query_pb2.ExportSeriesResponse(series=[series_message(part) for part in routed.answer.parts])
+        after = routed.answer.last
+        if after is None:
+            break
+    summary = query_pb2.ExportSummary(readings=readings, provenance=provenance(whole))
+    yield query_pb2.ExportSeriesResponse(summary=summary)
+
+
+def _weakest(whole: Routed[Any] | None, page: Routed[Any]) -> Routed[Any]:
+    """What holds for both: the older as_of, the later complete_from, every degradation once."""
+    if whole is None:
+        return page
+    older = min(whole, page, key=lambda routed: routed.proof.as_of_us)
+    starts = [r.proof.complete_from_us for r in (whole, page) if r.proof.complete_from_us is not None]
+    degraded = {d.reason: d for d in (*page.proof.degraded, *whole.proof.degraded)}
+    proof = replace(older.proof, complete_from_us=max(starts, default=None), degraded=tuple(degraded.values()))
+    return replace(older, proof=proof)

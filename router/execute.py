@@ -1,0 +1,353 @@
+"""Carrying out a plan: one source after the other, until one proves what was asked.
+
+What a failure means:
+
+ * the source's snapshot does not prove what is needed (Unproven), it is down, busy, or in conflict with replay: the
+   next source of the plan is asked, within the same request and the same deadline;
+ * the time is over, or the question itself is wrong (an unknown device, …): the request ends.
+
+Questions that belong to another source reach the primary in limited numbers only: a broken replica must cost its own
+callers, not those who write.
+"""
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Generic, TypeVar
+
+from router.clock import Instant, PrimaryClock
+from router.database import DatabaseSource
+from router.plan import (
+    Inquiry,
+    Need,
+    Plan,
+    Policy,
+    Shape,
+    SourceKind,
+    Standing,
+    Step,
+    Unplannable,
+    plan,
+)
+from router.seam import read_split
+from router.tiers import (
+    Degradation,
+    DegradedReason,
+    Proof,
+    Question,
+    RangeNotHeld,
+    Requirement,
+    Unproven,
+)
+from router.warehouse import WarehouseSource
+from storage.errors import StorageError, StorageUnavailable, TransactionConflict
+
+log = logging.getLogger(__name__)
+
+A = TypeVar("A")
+
+_ANALYTICAL = frozenset({Shape.SCAN, Shape.AGGREGATE})
+_AHEAD = frozenset({SourceKind.ROLLUP, SourceKind.PROJECTION})
+_BEHIND_LOG = frozenset({SourceKind.WAREHOUSE, SourceKind.SPLIT})
+
+
+class NoSource(StorageError):
+    """No source is fresh enough; `reasons` says why by source."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+        self.reasons = reasons
+
+
+class FallbackBusy(StorageError):
+    """As many questions of other sources run on the primary as may; try again in a moment."""
+
+    retriable = True
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} questions that belong to another source run on the primary, the most there may be")
+        self.limit = limit
+
+
+class RangeRetired(StorageError):
+    """No source holds any of the range any more."""
+
+    def __init__(self, complete_from_us: int) -> None:
+        super().__init__(f"the range ends before {complete_from_us} microseconds, from where readings are kept")
+        self.complete_from_us = complete_from_us
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A source that was asked. Microseconds."""
+
+    kind: SourceKind
+    name: str
+    start_us: int | None
+    end_us: int | None
+    # Proven by the data's own snapshot; None when the attempt failed.
+    as_of_us: int | None
+    failure: str
+    duration_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Routed(Generic[A]):
+    """An answer, what it is, and how it came about."""
+
+    answer: A
+    proof: Proof
+    plan: Plan
+    attempts: Sequence[Attempt]
+
+    @property
+    def staleness_us(self) -> int:
+        """How old the answer may be: the question's arrival minus as_of, with the uncertainty between the clocks.
+
+        0 for the primary: its snapshot was taken after the arrival.
+        """
+        arrival = self.plan.inquiry.arrival
+        if arrival is None or self.proof.kind is SourceKind.PRIMARY:
+            return 0
+        return max(0, arrival.latest_us - self.proof.as_of_us)
+
+
+class Router:
+    """Finds a source for each question. Safe to share between tasks."""
+
+    def __init__(
+        self,
+        primary: DatabaseSource,
+        clock: PrimaryClock,
+        *,
+        replicas: Sequence[DatabaseSource] = (),
+        warehouse: WarehouseSource | None = None,
+        policy: Policy | None = None,
+        fallback_limit: int = 16,
+    ) -> None:
+        self._databases = {source.name: source for source in (primary, *replicas)}
+        self._primary = primary
+        self._warehouse = warehouse
+        self._clock = clock
+        self._policy = policy or Policy()
+        self._fallback_limit = fallback_limit
+        self._fallbacks = 0
+        self._turns = itertools.count()
+
+    def standings(self) -> list[Standing]:
+        """Every source as it is known now."""
+        found = [source.standing for source in self._databases.values()]
+        if self._warehouse is not None:
+            warehouse = self._warehouse.standing
+            found.append(warehouse)
+            # No watermark, no seam: a warehouse that was never heard of holds no older part.
+            usable = warehouse.available and warehouse.as_of_us is not None
+            found.append(Standing(SourceKind.SPLIT, "split", usable, reason=warehouse.reason))
+        return found
+
+    def plan(self, question: Question[A], need: Need, arrival: Instant | None) -> Plan | Unplannable:
+        """What would be done about a question now."""
+        inquiry = Inquiry(
+            question.shape, need, arrival, question.start_us, question.end_us, question.able, next(self._turns)
+        )
+        return plan(inquiry, self.standings(), self._policy)
+
+    async def read(self, tenant: str, question: Question[A], need: Need, timeout_s: float) -> Routed[A]:
+        """The answer, from the first source that proves what is needed. The question arrives now.
+
+        Raises:
+            NoSource: none of them is fresh enough.
+            RangeRetired: none of them holds any of the range.
+            FallbackBusy: the question's own source failed, and the primary takes no more of its questions.
+            StorageUnavailable: nobody could be reached.
+            QueryCanceled: the time is over.
+            StorageError: what the question raises about itself.
+        """
+        planned = self.plan(question, need, self._clock.now())
+        if isinstance(planned, Unplannable):
+            if self._primary.breaker.is_open:
+                raise StorageUnavailable(f"no source answers: {planned.reasons}")
+            raise NoSource(planned.reasons)
+        routed = await _Execution(self, tenant, question, planned, timeout_s).run()
+        log.debug("routed", extra={"source": routed.proof.name, "attempts": len(routed.attempts)})
+        return routed
+
+    def database(self, name: str) -> DatabaseSource:
+        """The primary or a replica by name."""
+        return self._databases[name]
+
+    def databases_for(self, planned: Plan) -> list[DatabaseSource]:
+        """Where the newer part of a split is read: good replicas, then the primary."""
+        names = [step.name for step in planned.steps if step.kind is SourceKind.REPLICA and not step.stale]
+        return [*(self._databases[name] for name in names), self._primary]
+
+    @property
+    def warehouse(self) -> WarehouseSource | None:
+        """The warehouse, if there is one."""
+        return self._warehouse
+
+    @property
+    def policy(self) -> Policy:
+        """What the planner goes by."""
+        return self._policy
+
+    @contextmanager
+    def fallback(self, *, counts: bool) -> Iterator[None]:
+        """Run the block as one of the questions that the primary takes over; not counted unless `counts`.
+
+        Raises:
+            FallbackBusy: there are too many.
+        """
+        if not counts:
+            yield
+            return
+        if self._fallbacks >= self._fallback_limit:
+            raise FallbackBusy(self._fallback_limit)
+        self._fallbacks += 1
+        try:
+            yield
+        finally:
+            self._fallbacks -= 1
+
+
+class _Execution(Generic[A]):
+    """One plan under way."""
+
+    def __init__(self, router: Router, tenant: str, question: Question[A], planned: Plan, timeout_s: float) -> None:
+        self._router = router
+        self._tenant = tenant
+        self._question = question
+        self._plan = planned
+        self._need = planned.inquiry.need
+        self._ends = monotonic() + timeout_s
+        self._attempts: list[Attempt] = []
+        self._failures: list[tuple[Step, StorageError]] = []
+
+    async def run(self) -> Routed[A]:
+        """See `Router.read`."""
+        steps = list(self._plan.steps)
+        for place, step in enumerate(steps):
+            # A database that has retired the beginning of the range is passed over while another source may hold it.
+            whole = any(later.kind in _BEHIND_LOG for later in steps[place + 1 :])
+            found = await self._try(step, whole_range=whole and not step.stale)
+            if found is not None:
+                return found
+        for step, error in list(self._failures):
+            # What was only incomplete at the beginning is better than nothing, and so is what is only too old.
+            if isinstance(error, RangeNotHeld) and not self._is_retired(error):
+                found = await self._try(step)
+            elif isinstance(error, Unproven) and self._need.allow_degraded and not step.stale:
+                found = await self._try(replace(step, stale=True))
+            else:
+                continue
+            if found is not None:
+                return found
+        raise self._failure()
+
+    async def _try(self, step: Step, *, whole_range: bool = False) -> Routed[A] | None:
+        """The answer of one source; None when another one has to be asked."""
+        began = monotonic()
+        needed = None if step.kind is SourceKind.PRIMARY else self._plan.inquiry.needed_as_of_us
+        ahead = self._ahead_of_us()
+        requirement = Requirement(self._need, needed, step.stale, whole_range, ahead)
+        try:
+            answer, proof, attempts = await self._ask(step, requirement)
+        except (Unproven, StorageUnavailable, TransactionConflict, FallbackBusy) as error:
+            self._failures.append((step, error))
+            self._attempts.append(self._attempt(step.kind, step.name, began, failure=str(error)))
+            return None
+        self._attempts += attempts or [self._attempt(proof.kind, proof.name, began, as_of_us=proof.as_of_us)]
+        return Routed(answer, self._marked(proof), self._plan, self._attempts)
+
+    async def _ask(self, step: Step, requirement: Requirement) -> tuple[A, Proof, list[Attempt]]:
+        question = self._question
+        match step.kind:
+            case SourceKind.WAREHOUSE:
+                assert self._router.warehouse is not None
+                answer, proof = await self._router.warehouse.answer(self._tenant, question, requirement, self._left_s())
+            case SourceKind.SPLIT:
+                return await self._split(requirement)
+            case _:
+                with self._router.fallback(counts=step.fallback):
+                    answer, proof = await self._router.database(step.name).answer(
+                        self._tenant, question, requirement, self._left_s()
+                    )
+        return answer, proof, []
+
+    async def _split(self, requirement: Requirement) -> tuple[A, Proof, list[Attempt]]:
+        assert self._router.warehouse is not None
+        question, began = self._question, monotonic()
+        databases = self._router.databases_for(self._plan)
+        for database in databases:
+            on_primary = database.kind is SourceKind.PRIMARY
+            needed = None if on_primary else requirement.as_of_us
+            try:
+                left_s = self._left_s()
+                with self._router.fallback(counts=on_primary and self._need.max_staleness_us > 0):
+                    answer, proof, cut_us = await read_split(
+                        database,
+                        self._router.warehouse,
+                        self._tenant,
+                        question,
+                        replace(requirement, as_of_us=needed, whole_range=False),
+                        (left_s, left_s),
+                    )
+            except (Unproven, StorageUnavailable, TransactionConflict) as error:
+                if database is databases[-1]:
+                    raise
+                self._attempts.append(self._attempt(database.kind, database.name, began, failure=str(error)))
+                continue
+            attempts = [
+                replace(self._attempt(database.kind, database.name, began, as_of_us=proof.as_of_us), start_us=cut_us)
+            ]
+            if proof.kind is SourceKind.SPLIT:
+                older = self._attempt(SourceKind.WAREHOUSE, "warehouse", began, as_of_us=proof.as_of_us)
+                attempts.append(replace(older, end_us=cut_us))
+            return answer, proof, attempts
+        raise AssertionError("the primary is always among the databases")
+
+    def _marked(self, proof: Proof) -> Proof:
+        """The proof, marked where a database answered what is the warehouse's."""
+        is_analytical = (
+            self._question.shape in _ANALYTICAL and self._need.max_staleness_us >= self._router.policy.analytical_us
+        )
+        if not is_analytical or proof.kind in _BEHIND_LOG | _AHEAD:
+            return proof
+        failed = next((str(e) for s, e in self._failures if s.kind in _BEHIND_LOG), "")
+        passed = next((v.reason for v in self._plan.verdicts if v.standing.kind is SourceKind.WAREHOUSE), "")
+        why = failed or passed or "none is configured"
+        mark = Degradation(DegradedReason.NO_WAREHOUSE, f"the {proof.name} answered in place of the warehouse: {why}")
+        return replace(proof, degraded=(*proof.degraded, mark))
+
+    def _ahead_of_us(self) -> int | None:
+        # Watermarks of what was computed ahead say nothing about single transactions.
+        return None if self._need.token is not None else self._plan.inquiry.needed_as_of_us
+
+    def _is_retired(self, error: RangeNotHeld) -> bool:
+        end_us = self._question.end_us
+        return end_us is not None and end_us <= error.complete_from_us
+
+    def _failure(self) -> StorageError:
+        """What to tell the caller when every source has failed."""
+        errors = [error for _, error in self._failures]
+        for kind in (FallbackBusy, StorageUnavailable, TransactionConflict):
+            for error in errors:
+                if isinstance(error, kind):
+                    return error
+        retired = [error.complete_from_us for error in errors if isinstance(error, RangeNotHeld)]
+        if retired:
+            return RangeRetired(min(retired))
+        reasons = {v.standing.name: v.reason for v in self._plan.verdicts}
+        return NoSource(reasons | {step.name: str(error) for step, error in self._failures})
+
+    def _left_s(self) -> float:
+        return max(0.001, self._ends - monotonic())
+
+    def _attempt(
+        self, kind: SourceKind, name: str, began: float, *, as_of_us: int | None = None, failure: str = ""
+    ) -> Attempt:
+        took_us = int((monotonic() - began) * 1e6)
+        return Attempt(kind, name, self._question.start_us, self._question.end_us, as_of_us, failure, took_us)

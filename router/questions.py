@@ -1,0 +1,221 @@
+"""The questions of the query service, and how each kind of source answers them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from router.plan import Shape, SourceKind
+from router.tiers import Proof, Question
+from storage.aggregate import aggregate
+from storage.aggregate_model import AggregateAnswer, AggregateQuestion, AggregateSource
+from storage.read_model import AttributePage, EntityPage, LatestAnswer, Position, SeriesPage, SeriesPart, SeriesQuestion
+from storage.read_series import read_page
+from storage.read_session import ReadSession
+from storage.read_warehouse import read_warehouse_page
+from storage.reads import read_attributes, read_entities, read_latest
+from storage.search import FindPage, FindQuestion, SearchSource, find_entities
+from storage.warehouse.port import Completeness, Warehouse
+
+
+@dataclass(frozen=True)
+class LatestValues(Question[LatestAnswer]):
+    """See `read_latest`."""
+
+    entities: Sequence[str]
+    attributes: Sequence[str]
+    shape = Shape.LOOKUP
+
+    async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> LatestAnswer:
+        """See `Question`."""
+        return await read_latest(session, self.entities, self.attributes)
+
+
+@dataclass(frozen=True)
+class EntityList(Question[EntityPage]):
+    """See `read_entities`."""
+
+    page_size: int
+    entity_type: str
+    labels: Mapping[str, str]
+    only: str | None
+    after: str
+    shape = Shape.LIST
+
+    async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> EntityPage:
+        """See `Question`."""
+        return await read_entities(
+            session,
+            page_size=self.page_size,
+            entity_type=self.entity_type,
+            labels=self.labels,
+            only=self.only,
+            after=self.after,
+        )
+
+
+@dataclass(frozen=True)
+class AttributeList(Question[AttributePage]):
+    """See `read_attributes`."""
+
+    page_size: int
+    after: str
+    shape = Shape.LIST
+
+    async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> AttributePage:
+        """See `Question`."""
+        return await read_attributes(session, page_size=self.page_size, after=self.after)
+
+
+@dataclass(frozen=True)
+class FindDevices(Question[FindPage]):
+    """See `find_entities`."""
+
+    find: FindQuestion
+    page_size: int
+    after: str
+    shape = Shape.SEARCH
+
+    async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> FindPage:
+        """See `Question`."""
+        return await find_entities(
+            session, self.find, page_size=self.page_size, after=self.after, needed_as_of_us=needed_as_of_us
+        )
+
+    def proven(self, answer: FindPage, proof: Proof) -> Proof:
+        """See `Question`."""
+        if answer.source is not SearchSource.PROJECTION:
+            return proof
+        return replace(proof, kind=SourceKind.PROJECTION, name=answer.source_name, as_of_us=answer.as_of_us)
+
+
+class Aggregates(Question[AggregateAnswer]):
+    """See `aggregate`; `only` is the one device that the caller may see."""
+
+    shape = Shape.AGGREGATE
+
+    def __init__(self, question: AggregateQuestion, only: str | None) -> None:
+        self._question = question
+        self._only = only
+        self.start_us, self.end_us = question.start_us, question.end_us
+
+    async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> AggregateAnswer:
+        """See `Question`."""
+        return await aggregate(session, self._question, needed_as_of_us=needed_as_of_us, only=self._only)
+
+    def proven(self, answer: AggregateAnswer, proof: Proof) -> Proof:
+        """See `Question`."""
+        if answer.source is not AggregateSource.ROLLUP:
+            return proof
+        return replace(proof, kind=SourceKind.ROLLUP, name="rollup", as_of_us=answer.as_of_us)
+
+
+class SeriesRange(Question[SeriesPage]):
+    """A page of series; see `read_page`. `within` is the part of the range that is asked, all of it when None."""
+
+    shape = Shape.SCAN
+    able = frozenset({SourceKind.PRIMARY, SourceKind.REPLICA, SourceKind.WAREHOUSE, SourceKind.SPLIT})
+
+    def __init__(
+        self,
+        series: SeriesQuestion,
+        page_size: int,
+        after: Position | None,
+        *,
+        within: tuple[int, int] | None = None,
+    ) -> None:
+        self._series = series
+        self._page_size = page_size
+        self._after = after
+        self.start_us, self.end_us = within or (series.start_us, series.end_us)
+
+    async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> SeriesPage:
+        """See `Question`."""
+        return await read_page(session, self._part(), self._page_size, self._after)
+
+    def from_warehouse(self, warehouse: Warehouse, tenant: str) -> tuple[SeriesPage, Completeness]:
+        """See `Question`."""
+        return read_warehouse_page(warehouse, tenant, self._part(), self._page_size, self._after)
+
+    def part(self, start_us: int, end_us: int) -> Self:
+        """See `Question`."""
+        return type(self)(self._series, self._page_size, self._after, within=(start_us, end_us))
+
+    def join(self, older: SeriesPage, newer: SeriesPage) -> SeriesPage:
+        """See `Question`. The first page_size readings of both, in the order of pages."""
+        return join_pages(self._series, older, newer, self._page_size, self._after)
+
+    def _part(self) -> SeriesQuestion:
+        assert self.start_us is not None
+        assert self.end_us is not None
+        return replace(self._series, start_us=self.start_us, end_us=self.end_us)
+
+
+def join_pages(
+    question: SeriesQuestion, older: SeriesPage, newer: SeriesPage, page_size: int, after: Position | None
+) -> SeriesPage:
+    """The page after `after`, of two pages after it that hold the older and the newer part of the same series."""
+    first, second = (newer, older) if question.descending else (older, newer)
+    runs: dict[tuple[int, int], list[SeriesPart]] = {}
+    for page in (first, second):
+        for part in page.parts:
+            runs.setdefault(part.place, []).append(part)
+    ends = [page.parts[-1] for page in (first, second) if page.last is not None]
+    is_cut = bool(ends)
+    parts: list[SeriesPart] = []
+    left = page_size
+    taken = 0
+    for place in sorted(runs, reverse=question.descending):
+        run = _merged(runs[place])
+        before = 0
+        if question.limit_per_series:
+            if after is not None and (question.entities[after.entity], question.attributes[after.attribute]) == (
+                run.entity,
+                run.attribute,
+            ):
+                before = after.taken
+            run = _head(run, question.limit_per_series - before)
+        for end in ends:
+            # Nothing beyond the end of a page that was cut: what it left out comes before that.
+            run = _up_to(run, end, descending=question.descending)
+        if len(run.times_us) > left:
+            run, is_cut = _head(run, left), True
+        if len(run.times_us):
+            left -= len(run.times_us)
+            taken = before + len(run.times_us)
+            parts.append(run)
+    last = None
+    if is_cut and parts:
+        last = Position(
+            list(question.entities).index(parts[-1].entity),
+            list(question.attributes).index(parts[-1].attribute),
+            int(parts[-1].times_us[-1]),
+            taken if question.limit_per_series else 0,
+        )
+    return SeriesPage(newer.as_of_us, parts, last)
+
+
+def _up_to(run: SeriesPart, end: SeriesPart, *, descending: bool) -> SeriesPart:
+    """What of a series does not come after the last reading of `end`."""
+    if run.place == end.place:
+        last_us = int(end.times_us[-1])
+        kept = run.times_us >= last_us if descending else run.times_us <= last_us
+        return _head(run, int(kept.sum()))
+    follows = run.place < end.place if descending else run.place > end.place
+    return _head(run, 0) if follows else run
+
+
+def _merged(run: Sequence[SeriesPart]) -> SeriesPart:
+    if len(run) == 1:
+        return run[0]
+    return replace(
+        run[0],
+        times_us=np.concatenate([part.times_us for part in run]),
+        values=np.concatenate([part.values for part in run]),
+        revisions=np.concatenate([part.revisions for part in run]),
+    )
+
+
+def _head(part: SeriesPart, count: int) -> SeriesPart:
+    return replace(part, times_us=part.times_us[:count], values=part.values[:count], revisions=part.revisions[:count])

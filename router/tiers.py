@@ -1,0 +1,150 @@
+"""The sources behind one protocol, and what a question has to offer them.
+
+A source answers a `Question` and returns, with the answer, what it can prove about it. Every kind of answer is made by
+the question itself, because only it knows its statements; the source brings the connection, the deadline and the
+proof.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, Protocol, Self, TypeVar
+
+from router.plan import Need, Shape, SourceKind, Standing
+from storage.errors import StorageError
+from storage.read_session import ReadSession
+from storage.warehouse.port import Completeness, Warehouse
+
+A = TypeVar("A")
+
+
+class DegradedReason(Enum):
+    """In which way an answer is worse than asked; see Degradation in query.proto."""
+
+    STALE = "stale"
+    READ_TOKEN_UNPROVEN = "read token unproven"  # noqa: S105 - no password
+    INCOMPLETE = "incomplete"
+    RANGE_CUT = "range cut"
+    NO_WAREHOUSE = "no warehouse"
+
+
+@dataclass(frozen=True, slots=True)
+class Degradation:
+    """One way, with a text for people."""
+
+    reason: DegradedReason
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What an answer is, proven by the snapshot that it was read from. Microseconds since 1970."""
+
+    kind: SourceKind
+    name: str
+    as_of_us: int
+    # Nothing before this reading time is kept; None: no such time is known.
+    complete_from_us: int | None = None
+    degraded: tuple[Degradation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What an answer has to prove to be used."""
+
+    need: Need
+    # Complete up to here; None: any read that begins now will do, for the source is the primary.
+    as_of_us: int | None
+    # Take it all the same, and say so.
+    stale: bool = False
+    # Refuse a range that begins before what the source keeps: another source may hold it.
+    whole_range: bool = False
+    # For what was computed ahead, whatever the source: its watermark must not be before this; None: do not use it.
+    needed_as_of_us: int | None = None
+
+
+class Unproven(StorageError):
+    """The source's snapshot does not prove what is required; nothing was read but the proof."""
+
+    def __init__(self, text: str, as_of_us: int | None = None) -> None:
+        super().__init__(text)
+        self.as_of_us = as_of_us
+
+
+class TokenUnknown(StorageError):
+    """The primary has never heard of the token's transaction: it is another database's, or was lost in a failover."""
+
+
+class RangeNotHeld(Unproven):
+    """The source does not hold the beginning of the range any more."""
+
+    def __init__(self, text: str, complete_from_us: int) -> None:
+        super().__init__(text)
+        self.complete_from_us = complete_from_us
+
+
+class Question(ABC, Generic[A]):
+    """Something asked, and how each kind of source answers it.
+
+    The answers of different sources mean the same. Errors that are about the question (an unknown device, …) are
+    raised as they are and end the request; StorageUnavailable and Unproven make the router try the next source.
+    """
+
+    shape: Shape
+    # The range of reading time [start, end), microseconds; None for questions without one.
+    start_us: int | None = None
+    end_us: int | None = None
+    able: frozenset[SourceKind] = frozenset({SourceKind.PRIMARY, SourceKind.REPLICA})
+
+    @abstractmethod
+    async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> A:
+        """The answer from a snapshot of the primary or of a replica.
+
+        What was computed ahead (rollups, projections) lies in the same database, with a watermark of its own in the
+        same snapshot. It may be used when that is at or after `needed_as_of_us`; None: not at all.
+        """
+
+    def proven(self, answer: A, proof: Proof) -> Proof:
+        """What an answer of `from_database` claims: the snapshot's proof, or that of what was computed ahead."""
+        return proof
+
+    def from_warehouse(self, warehouse: Warehouse, tenant: str) -> tuple[A, Completeness]:
+        """The answer from the warehouse, with the completeness that holds for it. Blocks; runs in a thread."""
+        raise NotImplementedError(type(self).__name__)
+
+    def part(self, start_us: int, end_us: int) -> Self:
+        """The same question for a part of its range. Only where `able` has SPLIT."""
+        raise NotImplementedError(type(self).__name__)
+
+    def seam(self, latest_us: int) -> int:
+        """Where to cut the range so that two parts' answers can be joined: at `latest_us` or, if need be, before."""
+        return latest_us
+
+    def join(self, older: A, newer: A) -> A:
+        """One answer of two parts, the older from the warehouse, the newer from a database. Only with `part`."""
+        raise NotImplementedError(type(self).__name__)
+
+
+class Source(Protocol):
+    """Something that answers questions. Safe to share between tasks."""
+
+    @property
+    def standing(self) -> Standing:
+        """What is known of the source now; never blocks."""
+        ...
+
+    async def answer(
+        self, tenant: str, question: Question[A], requirement: Requirement, timeout_s: float
+    ) -> tuple[A, Proof]:
+        """Answer within `timeout_s` seconds, and prove it.
+
+        Returning promises that the proof meets the requirement. When the caller is cancelled, so is the work in the
+        database, before its connection is used again.
+
+        Raises:
+            Unproven: the snapshot does not prove the requirement.
+            StorageUnavailable: the source cannot answer at present.
+            QueryCanceled: the time is over.
+            StorageError: what else the question or the source raise.
+        """
+        ...

@@ -1,0 +1,136 @@
+"""The warehouse as a source: its calls block, so they run in threads of their own, and only so many."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from router.breaker import Breaker
+from router.database import range_cut
+from router.plan import SourceKind, Standing
+from router.tiers import Degradation, DegradedReason, Proof, Question, Requirement, Unproven
+from storage.errors import QueryCanceled, StorageBusy, StorageUnavailable
+from storage.read_warehouse import UnknownToWarehouse
+from storage.warehouse.port import Completeness, Warehouse, WarehouseMissing
+
+A = TypeVar("A")
+
+
+class WarehouseSource:
+    """A warehouse. `concurrency` questions run at once, twice as many may wait; `answer` is described at `Source`.
+
+    A question whose time is over, or whose caller is gone, is no longer waited for, but its thread goes on to the end:
+    the warehouse has no way to stop it. It keeps its place meanwhile, so such questions never pile up.
+    """
+
+    kind = SourceKind.WAREHOUSE
+    name = "warehouse"
+
+    def __init__(self, warehouse: Warehouse, *, concurrency: int = 2, breaker: Breaker | None = None) -> None:
+        self._warehouse = warehouse
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="warehouse")
+        self._most = 3 * concurrency
+        self._running = 0
+        self.breaker = breaker or Breaker()
+        self._known: Completeness | None = None
+
+    @property
+    def standing(self) -> Standing:
+        """See `Source`."""
+        known = self._known
+        as_of_us = None if known is None else known.as_of_us
+        if self.breaker.is_open:
+            return Standing(self.kind, self.name, False, as_of_us, None, None, self.breaker.problem)
+        if known is None:
+            reason = self.breaker.problem or "it was not measured yet"
+        elif known.halted:
+            reason = f"it stands still: {known.halted[0]}"
+        elif as_of_us is None:
+            reason = "not every lane has reached it yet"
+        else:
+            reason = "the oldest watermark loaded of any lane and partition"
+        return Standing(self.kind, self.name, True, as_of_us, None, None, reason)
+
+    def close(self) -> None:
+        """Wait for the questions that still run."""
+        self._threads.shutdown()
+
+    async def measure(self) -> None:
+        """Look how far the warehouse has come; what goes wrong is for the breaker."""
+        loop = asyncio.get_running_loop()
+        try:
+            self._known = await loop.run_in_executor(None, self._warehouse.completeness)
+        except StorageUnavailable as error:
+            self.breaker.failed(str(error))
+        except WarehouseMissing as error:
+            # Set up later, it is found later: no failure of a server that should be left alone.
+            self._known = None
+            self.breaker.problem = str(error)
+        else:
+            self.breaker.answered(probe=True)
+
+    async def answer(
+        self, tenant: str, question: Question[A], requirement: Requirement, timeout_s: float
+    ) -> tuple[A, Proof]:
+        """See `Source`."""
+        answer, completeness = await self.ask(tenant, question, timeout_s)
+        return answer, self.prove(completeness, requirement, question)
+
+    async def ask(self, tenant: str, question: Question[A], timeout_s: float) -> tuple[A, Completeness]:
+        """The warehouse's answer with its completeness, not yet held against any requirement."""
+        if self._running >= self._most:
+            raise StorageBusy(f"{self._running} questions run in the warehouse or wait for it")
+        self._running += 1
+        work = asyncio.get_running_loop().run_in_executor(
+            self._threads, question.from_warehouse, self._warehouse, tenant
+        )
+        work.add_done_callback(self._ended)
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer, completeness = await asyncio.shield(work)
+        except TimeoutError as error:
+            raise QueryCanceled(f"the warehouse took longer than the {timeout_s:.3f} s it had") from error
+        except UnknownToWarehouse as error:
+            raise Unproven(str(error)) from error
+        except StorageUnavailable as error:
+            self.breaker.failed(str(error))
+            raise
+        self.breaker.answered()
+        return answer, completeness
+
+    def prove(self, completeness: Completeness, requirement: Requirement, question: Question[A]) -> Proof:
+        """The proof that a completeness gives.
+
+        Raises:
+            Unproven: it does not meet the requirement.
+            RangeNotHeld: none of the range is kept any more.
+        """
+        as_of_us, needed = completeness.as_of_us, requirement.as_of_us
+        if as_of_us is None:
+            raise Unproven("not every lane has reached the warehouse yet")
+        degraded = []
+        if needed is None or as_of_us < needed:
+            behind = "" if needed is None else f" by {(needed - as_of_us) / 1e6:.3f} s"
+            text = f"the warehouse is older than asked{behind}"
+            if not requirement.stale:
+                raise Unproven(text, as_of_us)
+            degraded.append(Degradation(DegradedReason.STALE, text))
+        degraded += gaps(completeness)
+        cut = range_cut(question, completeness.complete_from_us)
+        if cut is not None:
+            degraded.append(cut)
+        return Proof(self.kind, self.name, as_of_us, completeness.complete_from_us, tuple(degraded))
+
+    def _ended(self, work: "asyncio.Future[tuple[A, Completeness]]") -> None:
+        self._running -= 1
+        if not work.cancelled():
+            # Looked at, so that it is not reported as forgotten when nobody waits for it any more.
+            work.exception()
+
+
+def gaps(completeness: Completeness) -> list[Degradation]:
+    """That records of the log wait to be decoded, if any do."""
+    if not completeness.incomplete:
+        return []
+    first = completeness.incomplete[0]
+    text = f"{len(completeness.incomplete)} records wait to be decoded, the first at {first.partition}/{first.offset}"
+    return [Degradation(DegradedReason.INCOMPLETE, text)]

@@ -1,0 +1,221 @@
+"""Pages of series from the warehouse: the same questions and answers as `storage.read_series`, on either adapter."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import groupby
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import StorageError
+from storage.model import ValueType
+from storage.read_model import MAX_TEXT_BYTES, Position, SeriesPage, SeriesPart, SeriesQuestion
+from storage.warehouse.port import Completeness, Scope, Warehouse
+from storage.warehouse.statements import statements
+
+_EPOCH: Final = datetime(1970, 1, 1)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_LAST_US: Final = (datetime.max - _EPOCH) // _MICROSECOND
+
+# Text rows may be long; a page ends early rather than hold hundreds of megabytes of them.
+_TEXT_ROWS: Final = 4_000
+
+_SQL_TYPES: Final[Mapping[ValueType, str]] = {
+    ValueType.DOUBLE: "DOUBLE PRECISION",
+    ValueType.BIGINT: "BIGINT",
+    ValueType.BOOLEAN: "BOOLEAN",
+    ValueType.TEXT: "VARCHAR",
+}
+
+_ARRAYS: Final[Mapping[ValueType, Any]] = {
+    ValueType.DOUBLE: np.float64,
+    ValueType.BIGINT: np.int64,
+    ValueType.BOOLEAN: np.bool_,
+    ValueType.TEXT: object,
+}
+
+
+class UnknownToWarehouse(StorageError):
+    """The warehouse has never heard of a device or attribute: it does not exist, or nothing of it was loaded yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarehouseNames:
+    """What the warehouse calls what a question names. A name may stand for several ids, of which one is alive."""
+
+    tenant_id: int
+    entities: Mapping[int, str]
+    attributes: Mapping[int, tuple[str, ValueType]]
+
+
+def to_timestamp(time_us: int) -> datetime:
+    """A time as the warehouse stores it: UTC without a zone. Times beyond the calendar become its ends."""
+    return _EPOCH + timedelta(microseconds=min(max(time_us, 0), _LAST_US))
+
+
+def to_micros(time: datetime) -> int:
+    """The inverse of `to_timestamp`."""
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def warehouse_names(
+    warehouse: Warehouse, tenant: str, entities: Sequence[str], attributes: Sequence[str]
+) -> tuple[WarehouseNames, Completeness]:
+    """The ids of what a question names, and the completeness that holds for them.
+
+    Raises:
+        UnknownToWarehouse: one of them is not there.
+        StorageError: see `Warehouse.query`.
+    """
+    text = statements("analytics.sql")["names"].format(entities=_marks(entities), attributes=_marks(attributes))
+    answer = warehouse.query(text, [tenant, tenant, *entities, tenant, *attributes])
+    tenants: list[int] = []
+    found_entities: dict[int, str] = {}
+    found_attributes: dict[int, tuple[str, ValueType]] = {}
+    for kind, name, number, value_type in answer.rows:
+        match kind:
+            case "t":
+                tenants.append(number)
+            case "e":
+                found_entities[number] = name
+            case _:
+                found_attributes[number] = (name, ValueType(value_type))
+    if not tenants:
+        raise UnknownToWarehouse("nothing of this tenant is loaded")
+    for missing in {*entities} - {*found_entities.values()}:
+        raise UnknownToWarehouse(f"nothing of device {missing!r} is loaded")
+    for missing in {*attributes} - {name for name, _ in found_attributes.values()}:
+        raise UnknownToWarehouse(f"nothing of attribute {missing!r} is loaded")
+    return WarehouseNames(max(tenants), found_entities, found_attributes), answer.completeness
+
+
+def read_warehouse_page(
+    warehouse: Warehouse, tenant: str, question: SeriesQuestion, page_size: int, after: Position | None
+) -> tuple[SeriesPage, Completeness]:
+    """The readings that follow `after`, at most `page_size`, with the completeness that holds for them. Blocks.
+
+    Raises:
+        UnknownToWarehouse: the warehouse does not know a device or attribute of the question.
+        StorageError: see `Warehouse.query`.
+    """
+    names, known_by = warehouse_names(warehouse, tenant, question.entities, question.attributes)
+    types = tuple(t for t in ValueType if any(kind is t for _, kind in names.attributes.values()))
+    limit = min(page_size, _TEXT_ROWS) if ValueType.TEXT in types else page_size
+    text, parameters = _page_statement(names, types, question, after)
+    scope = Scope(names.tenant_id, question.start_us, question.end_us)
+    # One more than fits tells whether there is more.
+    answer = warehouse.query(text, [*parameters, limit + 1], scope=scope)
+    rows, is_cut = _fitting(answer.rows, types, limit)
+    parts = list(_parts(rows, names, types))
+    last = None
+    if is_cut and parts:
+        taken = 0
+        if question.limit_per_series:
+            taken = len(parts[-1].times_us)
+            if after is not None and _key(question, after) == (parts[-1].entity, parts[-1].attribute):
+                taken += after.taken
+        last = Position(
+            list(question.entities).index(parts[-1].entity),
+            list(question.attributes).index(parts[-1].attribute),
+            int(parts[-1].times_us[-1]),
+            taken,
+        )
+    completeness = _of_both(known_by, answer.completeness)
+    return SeriesPage(completeness.as_of_us or 0, parts, last), completeness
+
+
+def _page_statement(
+    names: WarehouseNames, types: Sequence[ValueType], question: SeriesQuestion, after: Position | None
+) -> tuple[str, list[Any]]:
+    """The statement of a page and its parameters, save for the last one, the number of rows."""
+    text = statements("analytics.sql")
+    direction, follows = ("DESC", "<") if question.descending else ("ASC", ">")
+    branches = []
+    parameters: list[Any] = []
+    for own in types:
+        attributes = [number for number, (_, kind) in names.attributes.items() if kind is own]
+        branches.append(
+            text["series_branch"].format(
+                values=", ".join(
+                    f"value AS {t}_value" if t is own else f"CAST(NULL AS {_SQL_TYPES[t]}) AS {t}_value" for t in types
+                ),
+                table=f"entity_attributes_{own}",
+                entities=_marks(names.entities),
+                attributes=_marks(attributes),
+            )
+        )
+        start, end = to_timestamp(question.start_us), to_timestamp(question.end_us)
+        parameters += [names.tenant_id, *names.entities, *attributes, start, end]
+    rows = " UNION ALL ".join(branches)
+    within = "true"
+    if question.limit_per_series:
+        rows = text["series_placed"].format(branches=rows, direction=direction)
+        within = f"place <= {question.limit_per_series:d}"
+    following = "true"
+    if after is not None:
+        following = text["series_after"].format(follows=follows)
+        entity = _number(names.entities, question.entities[after.entity])
+        attribute = next(n for n, (name, _) in names.attributes.items() if name == question.attributes[after.attribute])
+        parameters += [entity, entity, attribute, attribute, to_timestamp(after.time_us)]
+    columns = ", ".join(f"{t}_value" for t in types)
+    statement = text["series_page"].format(
+        columns=columns, rows=rows, after=following, within=within, direction=direction
+    )
+    return statement, parameters
+
+
+def _number(entities: Mapping[int, str], name: str) -> int:
+    # Of several devices of one name only the newest has readings.
+    return max(number for number, known in entities.items() if known == name)
+
+
+def _fitting(
+    rows: Sequence[tuple[Any, ...]], types: Sequence[ValueType], limit: int
+) -> tuple[Sequence[tuple[Any, ...]], bool]:
+    """The rows of a page, and whether there are more: at most `limit`, and up to the text that passes the bytes."""
+    is_cut = len(rows) > limit
+    rows = rows[:limit]
+    if ValueType.TEXT in types:
+        place = 3 + types.index(ValueType.TEXT)
+        left = MAX_TEXT_BYTES
+        for count, row in enumerate(rows, 1):
+            left -= len((row[place] or "").encode())
+            if left <= 0 and count < len(rows):
+                return rows[:count], True
+    return rows, is_cut
+
+
+def _parts(rows: Sequence[tuple[Any, ...]], names: WarehouseNames, types: Sequence[ValueType]) -> Iterator[SeriesPart]:
+    for (entity, attribute), group in groupby(rows, key=lambda row: (row[0], row[1])):
+        run = list(group)
+        name, value_type = names.attributes[attribute]
+        place = 3 + types.index(value_type)
+        values: NDArray[Any] = np.empty(len(run), _ARRAYS[value_type])
+        values[:] = [row[place] for row in run]
+        yield SeriesPart(
+            entity=names.entities[entity],
+            attribute=name,
+            type=value_type,
+            times_us=np.array([to_micros(row[2]) for row in run], np.int64),
+            values=values,
+            revisions=np.array([row[-1] or 0 for row in run], np.int32),
+            place=(entity, attribute),
+        )
+
+
+def _key(question: SeriesQuestion, position: Position) -> tuple[str, str]:
+    return question.entities[position.entity], question.attributes[position.attribute]
+
+
+def _of_both(first: Completeness, second: Completeness) -> Completeness:
+    """What holds for an answer of two queries: the older state, and the second's gaps, which name its scope."""
+    as_of = None
+    if first.as_of_us is not None and second.as_of_us is not None:
+        as_of = min(first.as_of_us, second.as_of_us)
+    return Completeness(as_of, second.complete_from_us, second.incomplete, second.halted)
+
+
+def _marks(items: Sequence[Any] | Mapping[int, Any]) -> str:
+    return ", ".join(["%s"] * len(items))

@@ -1,0 +1,107 @@
+"""What the outbox makes stale: minutes of rollups and devices of projections. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from atlasco.telemetry.v1 import change_pb2
+from numpy.typing import NDArray
+
+from storage.aggregate_buckets import HOUR_US, MINUTE_US
+from storage.model import Int64s, ValueType
+
+Keys: TypeAlias = NDArray[np.int64]
+"""Rows of (entity id, attribute id, bucket in microseconds), distinct and sorted."""
+
+_COLUMNS: Final = ("doubles", "int64s", "bools", "strings")
+_ROLLED: Final = {"doubles": ValueType.DOUBLE, "int64s": ValueType.BIGINT}
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectionTable:
+    """A projection's table: columns by attribute id, ascending."""
+
+    projection_id: int
+    tenant_id: int
+    # Empty: every type.
+    entity_type: str
+    columns: Mapping[int, ValueType]
+
+
+@dataclass(frozen=True, slots=True)
+class Declarations:
+    """What is kept: rolled attributes by tenant, and projections."""
+
+    rolled: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    projections: Sequence[ProjectionTable] = ()
+
+
+@dataclass(slots=True)
+class Dirty:
+    """What has to be computed again."""
+
+    # (tenant, type of the attribute) -> minutes
+    minutes: dict[tuple[int, ValueType], Keys] = field(default_factory=dict)
+    # projection id -> entity ids
+    devices: dict[int, Int64s] = field(default_factory=dict)
+
+
+def dirty(payloads: Iterable[bytes], declarations: Declarations) -> Dirty:
+    """What these outbox payloads make stale.
+
+    Raises:
+        google.protobuf.message.DecodeError: a payload is none.
+    """
+    minutes: dict[tuple[int, ValueType], list[Keys]] = {}
+    devices: dict[int, list[Int64s]] = {}
+    tenants = declarations.rolled.keys() | {p.tenant_id for p in declarations.projections}
+    for payload in payloads:
+        for frame in change_pb2.OutboxPayload.FromString(payload).frames:
+            # Most tenants declare nothing: their batches are not even parsed.
+            if frame.tenant_id in tenants:
+                _of_batch(change_pb2.ChangeBatch.FromString(frame.change_batch), declarations, minutes, devices)
+    return Dirty(
+        {key: np.unique(np.concatenate(parts), axis=0) for key, parts in minutes.items()},
+        {key: np.unique(np.concatenate(parts)) for key, parts in devices.items()},
+    )
+
+
+def hours_of(minutes: Keys) -> Keys:
+    """The hours that minutes lie in."""
+    hours = minutes.copy()
+    hours[:, 2] -= hours[:, 2] % HOUR_US
+    return np.unique(hours, axis=0)
+
+
+def _of_batch(
+    batch: change_pb2.ChangeBatch,
+    declarations: Declarations,
+    minutes: dict[tuple[int, ValueType], list[Keys]],
+    devices: dict[int, list[Int64s]],
+) -> None:
+    tenant = batch.tenant_id
+    entities = np.array([entity.entity_id for entity in batch.entities], np.int64)
+    attributes = np.array([attribute.attribute_id for attribute in batch.attributes], np.int64)
+    rolled = declarations.rolled.get(tenant, frozenset())
+    is_rolled = np.isin(attributes, list(rolled))
+    projections = [p for p in declarations.projections if p.tenant_id == tenant]
+    projected = {p.projection_id: np.isin(attributes, list(p.columns)) for p in projections}
+    for name in _COLUMNS:
+        column: Any = getattr(batch, name)
+        if not len(column.entities):
+            continue
+        entity = np.array(column.entities, np.int64)
+        attribute = np.array(column.attributes, np.int64)
+        for projection_id, wanted in projected.items():
+            touched = entities[np.unique(entity[wanted[attribute]])]
+            if touched.size:
+                devices.setdefault(projection_id, []).append(touched)
+        value_type = _ROLLED.get(name)
+        chosen = is_rolled[attribute]
+        if value_type is None or not chosen.any():
+            continue
+        times = np.array(column.time_deltas_us, np.uint64).astype(np.int64)[chosen] + batch.base_time_us
+        keys = np.stack([entities[entity[chosen]], attributes[attribute[chosen]], times - times % MINUTE_US], axis=1)
+        # Distinct at once: a batch has many readings of a minute, and a page many batches.
+        minutes.setdefault((tenant, value_type), []).append(np.unique(keys, axis=0))

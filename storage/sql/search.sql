@@ -1,0 +1,51 @@
+-- Devices by conditions. Every statement runs in a read session (see reads.sql).
+
+-- name: oldest_shown
+-- Readings before this are past the tenant's retention, and do not count as values any more.
+SELECT now() - retention FROM tenants WHERE tenant_id = %(tenant)s
+
+-- name: follower_watermark
+-- Rollups and projections hold everything committed before this; NULL: that is not known. In the same snapshot as
+-- the data it vouches for, also on a replica.
+SELECT CASE WHEN count(c.published_through) = (SELECT lanes FROM settings) THEN min(c.published_through) END
+  FROM outbox_consumers c
+ WHERE c.consumer = 'rollup'
+
+-- name: serving_projections
+SELECT projection_id, name, entity_type, attribute_ids FROM projections WHERE tenant_id = %(tenant)s AND state = 'serving'
+
+-- name: plan_search
+-- Plans for the very constants. Where latest values are looked at device by device, nothing but their key may serve:
+-- a hash over the latest values of all attributes costs more than any page.
+SELECT set_config('plan_cache_mode', 'force_custom_plan', true),
+       set_config('enable_hashjoin', %(joins)s, true),
+       set_config('enable_mergejoin', %(joins)s, true)
+
+-- name: find_by_latest
+-- Devices in the order of their names, each with the latest values that the conditions name.
+SELECT e.entity_id, e.external_id, e.entity_type, e.labels, e.created_at
+  FROM entities e
+  {values}
+ WHERE e.tenant_id = %(tenant)s
+   AND e.external_id > %(after)s
+   AND (%(only)s::text IS NULL OR e.external_id = %(only)s::text)
+   AND {condition}
+ ORDER BY e.external_id
+ LIMIT %(limit)s
+
+-- name: latest_value
+LEFT JOIN LATERAL (
+    SELECT l.{column} AS value FROM latest_values l
+     WHERE l.tenant_id = %(tenant)s AND l.entity_id = e.entity_id AND l.attribute_id = {attribute}
+       AND l.ts >= %(oldest)s) {alias} ON true
+
+-- name: find_by_projection
+-- The same from one table, by its indexes.
+SELECT p.entity_id, p.external_id, p.entity_type, p.labels, p.created_at{values}
+  FROM {projection} p
+ WHERE p.tenant_id = %(tenant)s
+   AND p.external_id > %(after)s
+   AND (%(only)s::text IS NULL OR p.external_id = %(only)s::text)
+   AND {condition}
+ ORDER BY p.external_id
+ LIMIT %(limit)s

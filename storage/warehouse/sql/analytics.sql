@@ -1,0 +1,38 @@
+-- Questions to the warehouse, in SQL that DuckDB, Redshift and PostgreSQL share: no row comparison, no array parameter,
+-- no FILTER, no QUALIFY. Parameters are %s, in the order in which they stand. In braces: lists of %s as long as their
+-- parameters, directions, and names of the program's own; nothing that a caller wrote.
+
+-- name: names
+-- What the warehouse calls the tenant, its devices and its attributes. Two devices can bear one name: one that was
+-- deleted, and the one that was registered after it.
+SELECT 't' AS kind, name AS name, CAST(tenant_id AS BIGINT) AS id, '' AS type FROM tenants WHERE name = %s
+UNION ALL
+SELECT 'e', e.external_id, e.entity_id, ''
+  FROM entities e JOIN tenants t ON t.tenant_id = e.tenant_id
+ WHERE t.name = %s AND e.external_id IN ({entities})
+UNION ALL
+SELECT 'a', a.name, CAST(a.attribute_id AS BIGINT), a.type
+  FROM attributes a JOIN tenants t ON t.tenant_id = a.tenant_id
+ WHERE t.name = %s AND a.name IN ({attributes})
+
+-- name: series_branch
+-- Readings of one value type.
+SELECT entity_id, attribute_id, ts, {values}, revision
+  FROM {table}
+ WHERE tenant_id = %s AND entity_id IN ({entities}) AND attribute_id IN ({attributes}) AND ts >= %s AND ts < %s
+
+-- name: series_placed
+-- The place of each reading in its series, for a limit per series.
+SELECT r.*, row_number() OVER (PARTITION BY entity_id, attribute_id ORDER BY ts {direction}) AS place
+  FROM ({branches}) r
+
+-- name: series_page
+SELECT entity_id, attribute_id, ts, {columns}, revision
+  FROM ({rows}) r
+ WHERE {after} AND {within}
+ ORDER BY entity_id {direction}, attribute_id {direction}, ts {direction}
+ LIMIT %s
+
+-- name: series_after
+-- What follows a reading in the order of the page.
+(entity_id {follows} %s OR (entity_id = %s AND (attribute_id {follows} %s OR (attribute_id = %s AND ts {follows} %s))))

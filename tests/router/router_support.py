@@ -1,0 +1,117 @@
+"""What the tests of the router share: the pair of servers, writing, reading, and what a refusal says."""
+
+import itertools
+import os
+import time
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import grpc
+import psycopg
+from atlasco.telemetry.v1 import common_pb2, ingest_pb2, ingest_pb2_grpc, query_pb2, query_pb2_grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from psycopg import sql
+
+from embedded.errors import PostgresStartFailed
+from embedded.postgres import EmbeddedPostgres
+from embedded.replica import StreamingReplica
+
+DATABASE = "routed"
+ATTRIBUTE = "stamp"
+LOGINS = {"test_ingest": "atlasco_ingest", "test_query": "atlasco_query"}
+
+PRIMARY = query_pb2.Provenance.SOURCE_PRIMARY
+REPLICA = query_pb2.Provenance.SOURCE_REPLICA
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Pair:
+    """A primary with its replica."""
+
+    primary: EmbeddedPostgres
+    replica: StreamingReplica
+    name: str = DATABASE
+
+    @property
+    def replica_dsn(self) -> str:
+        return self.replica.dsn(self.name, "test_query")
+
+
+def start_beside_grpc(replica: StreamingReplica) -> None:
+    """Start the replica from a process in which gRPC runs: its threads can crash a child between fork and exec."""
+    for _ in range(20):
+        try:
+            replica.start()
+        except PostgresStartFailed as error:
+            if "-11" not in str(error):
+                raise
+        else:
+            return
+    raise AssertionError("the replica did not start")
+
+
+def prepared(server: EmbeddedPostgres, name: str = DATABASE) -> None:
+    """A database with the schema, and the login roles."""
+    server.ensure_database(name)
+    with psycopg.connect(server.dsn(name), autocommit=True) as connection:
+        connection.execute(resources.files("storage").joinpath("sql", "schema.sql").read_bytes())
+        for login, group in LOGINS.items():
+            server.ensure_login(login)
+            connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(login)))
+
+
+def metadata(tenant: str) -> list[tuple[str, str]]:
+    return [("atlasco-tenant", tenant), ("atlasco-service", "checker")]
+
+
+async def write(
+    channel: grpc.aio.Channel, tenant: str, device: str, value: int, *, time_us: int | None = None
+) -> bytes:
+    """One reading, acked; its read token."""
+    request = ingest_pb2.WriteBatchRequest(
+        request_id=os.urandom(16),
+        aliases=[ingest_pb2.AliasDefinition(alias=1, name=ATTRIBUTE, type=common_pb2.ATTRIBUTE_TYPE_INT64)],
+        devices=[
+            ingest_pb2.DeviceReadings(
+                device_id=device,
+                readings=ingest_pb2.Readings(
+                    base_time_us=time_us or time.time_ns() // 1000,
+                    int64s=ingest_pb2.Int64Column(aliases=[1], values=[value]),
+                ),
+            )
+        ],
+    )
+    stub: Any = ingest_pb2_grpc.IngestServiceStub(channel)
+    answer = await stub.WriteBatch(request, metadata=metadata(tenant), timeout=10)
+    assert not answer.rejections
+    return bytes(answer.read_token)
+
+
+async def ask(channel: grpc.aio.Channel, tenant: str, request: Any, *, timeout_s: float = 10) -> Any:
+    """The answer; the method follows from the request's type."""
+    stub: Any = query_pb2_grpc.QueryServiceStub(channel)
+    method = getattr(stub, type(request).__name__.removesuffix("Request"))
+    return await method(request, metadata=metadata(tenant), timeout=timeout_s)
+
+
+async def latest(channel: grpc.aio.Channel, tenant: str, device: str, **freshness: Any) -> Any:
+    request = query_pb2.GetLatestRequest(entity=device, freshness=query_pb2.Freshness(explain=True, **freshness))
+    return await ask(channel, tenant, request)
+
+
+def value_of(answer: Any) -> int:
+    (value,) = answer.latest.values
+    return int(value.value.int64_value)
+
+
+def refusal(error: grpc.aio.AioRpcError) -> tuple[str, str, dict[str, str]]:
+    """(code, reason, metadata)."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    assert status is not None, error
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return error.code().name, info.reason, dict(info.metadata)

@@ -1,0 +1,245 @@
+"""Freshness on a real streaming replica: nothing claims more than it has, and what can be routed is."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+from atlasco.telemetry.v1 import query_pb2
+
+from tests.gateway.running_gateway import RunningGateway
+from tests.router.router_support import (
+    PRIMARY,
+    REPLICA,
+    Pair,
+    ask,
+    latest,
+    refusal,
+    start_beside_grpc,
+    value_of,
+    write,
+)
+
+DASHBOARD = {"tier": query_pb2.TIER_DASHBOARD}
+REPORT = {"tier": query_pb2.TIER_REPORT}
+CRITICAL = {"tier": query_pb2.TIER_CRITICAL}
+
+
+async def source_fresh(gateway: RunningGateway, tenant: str, name: str, *, fresh: bool = True) -> None:
+    """Wait until the gateway has noticed how the replica does."""
+    async with asyncio.timeout(20):
+        while True:
+            found = await ask(gateway.channel, tenant, query_pb2.GetFreshnessRequest())
+            (source,) = [s for s in found.sources if s.name == name]
+            if fresh and source.available and 0 < source.staleness_us < 90_000:
+                return
+            if not fresh and source.staleness_us > 150_000:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_healthy_the_replica_serves_the_dashboards(pair: Pair, gateway: RunningGateway, tenant: str) -> None:
+    await write(gateway.channel, tenant, "d", 1)
+    pair.replica.wait_caught_up()
+    await source_fresh(gateway, tenant, "replica-1")
+    # Several windows: healthy is a replica whose machine is not busy with something else just then.
+    for _ in range(5):
+        seen: Counter[int] = Counter()
+        for _ in range(200):
+            answer = await latest(gateway.channel, tenant, "d", **DASHBOARD)
+            seen[answer.provenance.source] += 1
+            assert answer.provenance.staleness_us <= 100_000
+            assert not answer.provenance.degraded
+        if seen[REPLICA] >= 0.95 * 200:
+            return
+    raise AssertionError(f"the last window's sources: {seen}")
+
+
+async def test_the_plan_is_explained(pair: Pair, gateway: RunningGateway, tenant: str) -> None:
+    await write(gateway.channel, tenant, "d", 1)
+    pair.replica.wait_caught_up()
+    await source_fresh(gateway, tenant, "replica-1")
+    plan = (await latest(gateway.channel, tenant, "d", **REPORT)).provenance.plan
+    assert plan.max_staleness_us == 30_000_000
+    assert plan.needed_as_of_us == plan.arrival_us - 30_000_000
+    assert [c.name for c in plan.candidates] == ["replica-1", "primary"]
+    assert [c.chosen for c in plan.candidates] == [True, False]
+    assert [s.name for s in plan.steps] == ["replica-1"]
+    assert 0 < plan.uncertainty_us < 1_000_000
+
+
+@pytest.mark.parametrize("trouble", ["none", "paused", "delayed", "stopped"])
+async def test_no_answer_claims_more_than_it_has(  # noqa: PLR0915 - one story
+    pair: Pair, gateway: RunningGateway, tenant: str, trouble: str
+) -> None:
+    tenant = f"honest-{trouble}"
+    await write(gateway.channel, tenant, "d", 0)
+    pair.replica.wait_caught_up()
+    await source_fresh(gateway, tenant, "replica-1")
+    # (acked at or before, by the primary's clock; value), in order of writing.
+    acked: list[tuple[int, int]] = []
+    ended = asyncio.Event()
+
+    async def writer() -> None:
+        value = 0
+        while not ended.is_set():
+            value += 1
+            await write(gateway.channel, tenant, "d", value)
+            now = await ask(gateway.channel, tenant, query_pb2.GetFreshnessRequest())
+            acked.append((now.time_us, value))
+
+    problems: list[str] = []
+    seen: Counter[tuple[int, int]] = Counter()
+
+    async def checker(name: str, freshness: dict[str, Any]) -> None:
+        while not ended.is_set():
+            newest = acked[-1][1] if acked else 0
+            answer = await latest(gateway.channel, tenant, "d", **freshness)
+            got, as_of_us = value_of(answer), answer.provenance.as_of_us
+            seen[freshness["tier"], answer.provenance.source] += 1
+            if freshness == CRITICAL and got < newest:
+                problems.append(f"{name}: CRITICAL saw {got} after {newest} was acked")
+            committed = max((v for at, v in acked if at < as_of_us), default=0)
+            if got < committed:
+                problems.append(f"{name}: as of {as_of_us} saw {got}, {committed} had been committed")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(writer())
+        checkers = [CRITICAL, DASHBOARD, REPORT, DASHBOARD]
+        for number, freshness in enumerate(checkers):
+            group.create_task(checker(f"client {number}", freshness))
+
+        async def enough(count: int) -> None:
+            goal = sum(seen.values()) + count
+            async with asyncio.timeout(60):
+                while sum(seen.values()) < goal and not problems:  # noqa: ASYNC110 - counts have no event
+                    await asyncio.sleep(0.005)
+
+        await enough(100)
+        match trouble:
+            case "paused":
+                await asyncio.to_thread(pair.replica.pause_replay)
+            case "delayed":
+                await asyncio.to_thread(pair.replica.set_apply_delay, 400)
+            case "stopped":
+                pair.replica.stop()
+        await enough(300)
+        match trouble:
+            case "paused":
+                await asyncio.to_thread(pair.replica.resume_replay)
+            case "delayed":
+                await asyncio.to_thread(pair.replica.set_apply_delay, 0)
+            case "stopped":
+                start_beside_grpc(pair.replica)
+        await enough(100)
+        ended.set()
+    assert not problems, problems[:5]
+    assert {source for (tier, source) in seen if tier == CRITICAL["tier"]} == {PRIMARY}
+    assert seen[DASHBOARD["tier"], REPLICA] > 0
+    if trouble != "none":
+        assert seen[DASHBOARD["tier"], PRIMARY] > 0
+    await source_fresh(gateway, tenant, "replica-1")
+
+
+async def test_a_read_token_is_served_by_the_replica_once_it_has_the_write(
+    pair: Pair, gateway: RunningGateway, tenant: str
+) -> None:
+    await write(gateway.channel, tenant, "d", 1)
+    pair.replica.wait_caught_up()
+    await source_fresh(gateway, tenant, "replica-1")
+    pair.replica.pause_replay()
+    token = await write(gateway.channel, tenant, "d", 2)
+    behind = await latest(gateway.channel, tenant, "d", **REPORT)
+    assert (behind.provenance.source, value_of(behind)) == (REPLICA, 1)
+    with_token = await latest(gateway.channel, tenant, "d", read_token=token, **REPORT)
+    assert (with_token.provenance.source, value_of(with_token)) == (PRIMARY, 2)
+    steps = [(s.name, bool(s.failure)) for s in with_token.provenance.plan.steps]
+    assert steps == [("replica-1", True), ("primary", False)]
+    pair.replica.resume_replay()
+    pair.replica.wait_caught_up()
+    there = await latest(gateway.channel, tenant, "d", read_token=token, **REPORT)
+    assert (there.provenance.source, value_of(there)) == (REPLICA, 2)
+
+
+async def test_a_token_of_another_database_is_refused(gateway: RunningGateway, tenant: str) -> None:
+    await write(gateway.channel, tenant, "d", 1)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await latest(gateway.channel, tenant, "d", read_token=b"\x00\x00\xff\xff\xff\xff\xff\xff")
+    assert refusal(caught.value)[:2] == ("FAILED_PRECONDITION", "READ_TOKEN_UNKNOWN")
+
+
+async def test_an_open_transaction_delays_tokens_not_answers(pair: Pair, gateway: RunningGateway, tenant: str) -> None:
+    await write(gateway.channel, tenant, "d", 1)
+    with psycopg.connect(pair.primary.dsn(pair.name)) as connection:
+        connection.execute("SELECT pg_current_xact_id()")
+        token = await write(gateway.channel, tenant, "d", 2)
+        pair.replica.wait_caught_up()
+        answer = await latest(gateway.channel, tenant, "d", read_token=token, **REPORT)
+        assert (answer.provenance.source, value_of(answer)) == (PRIMARY, 2)
+        connection.rollback()
+
+
+async def test_a_stale_replica_is_used_only_where_allowed(pair: Pair, gateway: RunningGateway, tenant: str) -> None:
+    await write(gateway.channel, tenant, "d", 1)
+    pair.replica.wait_caught_up()
+    await source_fresh(gateway, tenant, "replica-1")
+    pair.replica.pause_replay()
+    try:
+        await source_fresh(gateway, tenant, "replica-1", fresh=False)
+        answer = await latest(gateway.channel, tenant, "d", **DASHBOARD)
+        assert answer.provenance.source == PRIMARY
+        found = await ask(gateway.channel, tenant, query_pb2.GetFreshnessRequest())
+        tiers = {t.tier: t.lookup_source for t in found.tiers}
+        assert tiers[query_pb2.TIER_CRITICAL] == PRIMARY
+        assert tiers[query_pb2.TIER_DASHBOARD] == PRIMARY
+        assert tiers[query_pb2.TIER_REPORT] == REPLICA
+    finally:
+        pair.replica.resume_replay()
+    await source_fresh(gateway, tenant, "replica-1")
+
+
+async def test_a_broken_replica_cannot_crowd_the_primary(pair: Pair, gateway: RunningGateway, tenant: str) -> None:
+    await write(gateway.channel, tenant, "d", 1)
+    pair.replica.wait_caught_up()
+    await source_fresh(gateway, tenant, "replica-1")
+    pair.replica.pause_replay()
+    try:
+        await source_fresh(gateway, tenant, "replica-1", fresh=False)
+        with psycopg.connect(pair.primary.dsn(pair.name)) as connection:
+            # Whoever reads now waits: as many as the gateway lets through stay there.
+            connection.execute("LOCK TABLE latest_values IN ACCESS EXCLUSIVE MODE")
+            # The pool has 4 connections, and as many dashboards may fall back: nobody waits for a connection.
+            waiting = [asyncio.create_task(latest(gateway.channel, tenant, "d", **DASHBOARD)) for _ in range(4)]
+            async with asyncio.timeout(10):
+                while True:
+                    row = connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
+                    if row is not None and row[0] >= 4:
+                        break
+                    await asyncio.sleep(0.01)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await latest(gateway.channel, tenant, "d", **DASHBOARD)
+            assert refusal(caught.value) == ("RESOURCE_EXHAUSTED", "FALLBACK_CONCURRENCY", {"limit": "4"})
+            stale = await latest(gateway.channel, tenant, "d", allow_degraded=True, **DASHBOARD)
+            assert stale.provenance.source == REPLICA
+            assert [d.reason for d in stale.provenance.degraded] == [query_pb2.Degradation.REASON_STALE]
+            connection.rollback()
+        for answer in await asyncio.gather(*waiting):
+            assert answer.provenance.source == PRIMARY
+    finally:
+        pair.replica.resume_replay()
+    await source_fresh(gateway, tenant, "replica-1")
+
+
+async def test_bad_freshness_is_refused_by_type(gateway: RunningGateway, tenant: str) -> None:
+    await write(gateway.channel, tenant, "d", 1)
+    for freshness, field in (
+        ({"max_staleness_us": -1}, "freshness.max_staleness_us"),
+        ({"max_staleness_us": 2**62}, "freshness.max_staleness_us"),
+        ({"tier": 77}, "freshness.tier"),
+        ({"read_token": b"short"}, "freshness.read_token"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await latest(gateway.channel, tenant, "d", **freshness)
+        assert refusal(caught.value) == ("INVALID_ARGUMENT", "FRESHNESS_INVALID", {"field": field})

@@ -1,0 +1,306 @@
+"""The split at the seam: whatever is loaded when, an answer of two sources equals the readings themselves."""
+
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from atlasco.telemetry.v1 import change_pb2
+from psycopg import sql
+
+from embedded.postgres import EmbeddedPostgres
+from router.clock import PrimaryClock
+from router.database import DatabaseSource
+from router.execute import Routed, Router
+from router.plan import Need, Policy, SourceKind
+from router.questions import SeriesRange
+from router.tiers import DegradedReason
+from router.warehouse import WarehouseSource
+from storage.database import Pool, PoolSettings, Role, make_pool
+from storage.heartbeat import beat
+from storage.loader.decode import CHANGES_SCHEMA, DecodedChanges, decode
+from storage.read_model import Position, SeriesPage, SeriesQuestion
+from storage.read_tenants import TenantDirectory
+from storage.warehouse.local import LocalWarehouse
+from storage.warehouse.port import LaneWatermark, Unit
+from tests.router.router_support import DATABASE, prepared
+
+TENANT = "acme"
+HOUR_US = 3_600_000_000
+DAY_US = 24 * HOUR_US
+DEVICES = ("d0", "d1", "d2")
+ATTRIBUTES = ("temperature", "state")
+TYPES = {"temperature": "double", "state": "text"}
+TIMEOUT_S = 20.0
+EVERYTHING = Need(0)
+
+
+class Platform:
+    """A primary with readings and outbox, and a local warehouse that is loaded by command."""
+
+    def __init__(self, server: EmbeddedPostgres, directory: Path) -> None:
+        self.server = server
+        self.owner = psycopg.connect(server.dsn(DATABASE), autocommit=True)
+        self.warehouse = LocalWarehouse(directory, server.dsn(DATABASE))
+        self.warehouse.init()
+        self.offset = 0
+        self.loaded_to = (0, 0)
+        self.tenant: int = self.one("SELECT register_tenant(%s)", TENANT)
+        self.owner.execute("UPDATE tenants SET window_past = '60 days', retention = '60 days'")
+        self.now_us: int = self.one("SELECT (extract(epoch FROM now()) * 1000000)::bigint")
+        self.one("SELECT ensure_history(%s, now() - interval '20 days', now() + interval '1 hour')", self.tenant)
+        self.one("SELECT ensure_outbox(now(), now() + interval '2 hours')")
+        self.ids = {name: self.one("SELECT register_entity(%s, %s, '', '{}')", self.tenant, name) for name in DEVICES}
+        for name, kind in TYPES.items():
+            self.owner.execute(
+                "INSERT INTO attributes (tenant_id, name, type) VALUES (%s, %s, %s)", [self.tenant, name, kind]
+            )
+        rows = self.owner.execute("SELECT name, attribute_id FROM attributes WHERE tenant_id = %s", [self.tenant])
+        self.attributes: dict[str, int] = dict(rows.fetchall())
+        # (device, attribute) -> time -> (value, revision)
+        self.readings: dict[tuple[str, str], dict[int, tuple[Any, int]]] = {}
+
+    def one(self, statement: str, *parameters: Any) -> Any:
+        row = self.owner.execute(statement.encode(), parameters).fetchone()
+        assert row is not None
+        return row[0]
+
+    def write(self, rows: list[tuple[str, str, int, Any]]) -> None:
+        """One transaction: history, with revisions, and the outbox row of what changed."""
+        batch = change_pb2.ChangeBatch(
+            batch_id=uuid.uuid4().bytes, tenant_id=self.tenant, tenant=TENANT, op=change_pb2.CHANGE_OP_UPSERT
+        )
+        batch.base_time_us = min(time_us for _, _, time_us, _ in rows)
+        for name in DEVICES:
+            batch.entities.add(entity_id=self.ids[name], external_id=name)
+        for name, kind in zip(ATTRIBUTES, (1, 4), strict=True):
+            batch.attributes.add(attribute_id=self.attributes[name], name=name, type=kind)  # type: ignore[arg-type]
+        with self.owner.transaction():
+            for device, attribute, time_us, value in rows:
+                run = self.readings.setdefault((device, attribute), {})
+                revision = run[time_us][1] + 1 if time_us in run else 0
+                run[time_us] = (value, revision)
+                self.owner.execute(
+                    sql.SQL(
+                        "INSERT INTO {} (tenant_id, entity_id, attribute_id, ts, value, revision) "
+                        "VALUES (%s, %s, %s, 'epoch'::timestamptz + %s * interval '1 microsecond', %s, %s) "
+                        "ON CONFLICT (tenant_id, entity_id, attribute_id, ts) "
+                        "DO UPDATE SET value = excluded.value, revision = excluded.revision"
+                    ).format(sql.Identifier(f"entity_attributes_{TYPES[attribute]}")),
+                    [self.tenant, self.ids[device], self.attributes[attribute], time_us, value, revision or None],
+                )
+                column = batch.doubles if attribute == "temperature" else batch.strings
+                column.entities.append(DEVICES.index(device))
+                column.attributes.append(ATTRIBUTES.index(attribute))
+                column.time_deltas_us.append(time_us - batch.base_time_us)
+                column.values.append(value)
+                column.revisions.append(revision)
+            frame = change_pb2.OutboxFrame(
+                tenant_id=self.tenant, bucket=0, changes=len(rows), change_batch=batch.SerializeToString()
+            )
+            times = [time_us for _, _, time_us, _ in rows]
+            self.owner.execute(
+                "INSERT INTO outbox (lane, batch_id, changes, tenant_ids, min_ts, max_ts, payload) VALUES "
+                "(0, %s, %s, %s, ARRAY['epoch'::timestamptz + %s * interval '1 microsecond'], "
+                "ARRAY['epoch'::timestamptz + %s * interval '1 microsecond'], %s)",
+                [
+                    uuid.UUID(bytes=batch.batch_id),
+                    len(rows),
+                    [self.tenant],
+                    min(times),
+                    max(times),
+                    change_pb2.OutboxPayload(frames=[frame]).SerializeToString(),
+                ],
+            )
+
+    def load(self, *, batches: int | None = None) -> None:
+        """What relay and loader do: load the next batches; with all of them loaded, say so in relay_lanes."""
+        clock_us = self.one("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+        snapshot = self.one("SELECT pg_current_snapshot()::text")
+        rows = self.owner.execute(
+            "SELECT xid::text::bigint, id, payload FROM outbox WHERE (xid::text::bigint, id) > (%s, %s) ORDER BY 1, 2",
+            self.loaded_to,
+        ).fetchall()
+        taken = rows if batches is None else rows[:batches]
+        changes = []
+        for xid, number, payload in taken:
+            self.loaded_to = (xid, number)
+            for frame in change_pb2.OutboxPayload.FromString(payload).frames:
+                headers = {"kind": b"changes", "schema": CHANGES_SCHEMA, "lane": b"0", "batch": b"", "xid": b"1"}
+                decoded = decode(headers, b"%d:0" % self.tenant, frame.change_batch)
+                assert isinstance(decoded, DecodedChanges)
+                changes.append(decoded.changes)
+        everything = len(taken) == len(rows)
+        lanes = self.one("SELECT lanes FROM settings")
+        marks = [LaneWatermark(lane, 0, lanes, 1, clock_us, 1) for lane in range(lanes)] if everything else []
+        state = self.warehouse.open_partitions("topic", {0: 0})[0]
+        unit = Unit(0, "topic", state.generation, self.offset, self.offset + 1 + len(taken), changes, marks)
+        self.offset = unit.end
+        (outcome,) = self.warehouse.load([unit])
+        assert outcome.loaded
+        if everything:
+            self.owner.execute(
+                "INSERT INTO relay_lanes (lane, loaded) SELECT n, %s::pg_snapshot FROM generate_series(0, %s - 1) n "
+                "ON CONFLICT (lane) DO UPDATE SET loaded = excluded.loaded",
+                [snapshot, lanes],
+            )
+
+    def expected(self, question: SeriesQuestion) -> list[tuple[str, str, int, Any, int]]:
+        rows = []
+        order = -1 if question.descending else 1
+        for device in sorted(question.entities, key=self.ids.__getitem__)[::order]:
+            for attribute in sorted(question.attributes, key=self.attributes.__getitem__)[::order]:
+                run = self.readings.get((device, attribute), {})
+                times = [t for t in sorted(run) if question.start_us <= t < question.end_us][::order]
+                times = times[: question.limit_per_series or None]
+                rows += [(device, attribute, t, *run[t]) for t in times]
+        return rows
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedPostgres]:
+    with tempfile.TemporaryDirectory(prefix="atlasco-seam-") as name, EmbeddedPostgres(Path(name) / "pg") as made:
+        prepared(made)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def platform(server: EmbeddedPostgres) -> Iterator[Platform]:
+    with tempfile.TemporaryDirectory(prefix="atlasco-seam-warehouse-") as name:
+        made = Platform(server, Path(name))
+        yield made
+        made.warehouse.close()
+        made.owner.close()
+
+
+@pytest.fixture(scope="module")
+async def pool(server: EmbeddedPostgres) -> AsyncIterator[Pool]:
+    async with make_pool(PoolSettings(server.dsn(DATABASE, "test_query"), Role.QUERY, max_size=3)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def router(platform: Platform, pool: Pool) -> AsyncIterator[tuple[Router, WarehouseSource]]:
+    """Long ranges go to the warehouse and the split at any bound that is not 0."""
+    clock = PrimaryClock()
+    async with await psycopg.AsyncConnection.connect(platform.server.dsn(DATABASE), autocommit=True) as connection:
+        asked = clock.own_us()
+        clock.observe(asked, (await beat(connection, 1.0)).clock_us, clock.own_us())
+    source = WarehouseSource(platform.warehouse)
+    primary = DatabaseSource(pool, TenantDirectory(), clock)
+    yield Router(primary, clock, warehouse=source, policy=Policy(analytical_us=1, report_us=1)), source
+    source.close()
+
+
+async def all_pages(
+    router: Router, question: SeriesQuestion, size: int, need: Need
+) -> tuple[list[tuple[str, str, int, Any, int]], list[Routed[SeriesPage]]]:
+    rows: list[tuple[str, str, int, Any, int]] = []
+    pages = []
+    after: Position | None = None
+    while True:
+        routed = await router.read(TENANT, SeriesRange(question, size, after), need, TIMEOUT_S)
+        pages.append(routed)
+        page_rows = [
+            (part.entity, part.attribute, int(t), v, int(r))
+            for part in routed.answer.parts
+            for t, v, r in zip(part.times_us, part.values.tolist(), part.revisions, strict=True)
+        ]
+        assert len(page_rows) <= size
+        rows += page_rows
+        after = routed.answer.last
+        if after is None:
+            return rows, pages
+
+
+def some_rows(platform: Platform, random: np.random.Generator, count: int, oldest_us: int) -> list[Any]:
+    rows = {}
+    for _ in range(count):
+        device, attribute = str(random.choice(DEVICES)), str(random.choice(ATTRIBUTES))
+        time_us = platform.now_us - int(random.integers(0, oldest_us // HOUR_US)) * HOUR_US
+        value: Any = float(random.normal()) if attribute == "temperature" else f"s{random.integers(100)}"
+        rows[device, attribute, time_us] = value
+    return [(*key, value) for key, value in rows.items()]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_split_answer_equals_the_readings(
+    platform: Platform, router: tuple[Router, WarehouseSource], seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    routing, source = router
+    # A bound below the time since the last load, so that the warehouse alone is never fresh enough.
+    need = Need(1)
+    kinds = set()
+    for round_ in range(4):
+        # Readings of now, late ones, and corrections: hours are few, so that they meet.
+        platform.write(some_rows(platform, random, 12, int(random.choice([6, 72, 400])) * HOUR_US))
+        if round_ % 2 == 0:
+            platform.load()
+        elif random.random() < 0.3:
+            # Some of them are in the warehouse and nobody has said so.
+            platform.load(batches=1)
+        await source.measure()
+        question = SeriesQuestion(
+            list(random.permutation(DEVICES)[: random.integers(1, 4)]),
+            list(random.permutation(ATTRIBUTES)[: random.integers(1, 3)]),
+            platform.now_us - 16 * DAY_US - int(random.integers(0, 3 * DAY_US)),
+            platform.now_us + 1 - int(random.integers(0, 2)) * DAY_US,
+            descending=bool(random.integers(0, 2)),
+            limit_per_series=int(random.choice([0, 0, 1, 5])),
+        )
+        rows, pages = await all_pages(routing, question, int(random.integers(12, 60)), need)
+        assert rows == platform.expected(question)
+        kinds |= {page.proof.kind for page in pages}
+    assert SourceKind.SPLIT in kinds
+
+
+async def test_the_older_part_really_comes_from_the_warehouse(
+    platform: Platform, router: tuple[Router, WarehouseSource]
+) -> None:
+    routing, source = router
+    platform.write([("d0", "temperature", platform.now_us - 15 * DAY_US - 7, 1.5)])
+    platform.load()
+    platform.write([("d0", "temperature", platform.now_us - 7, 2.5)])
+    await source.measure()
+    try:
+        # Past the database's retention: only the warehouse has it now.
+        platform.owner.execute("UPDATE tenants SET window_past = '1 day', retention = '10 days'")
+        question = SeriesQuestion(["d0"], ["temperature"], platform.now_us - 16 * DAY_US, platform.now_us)
+        rows, (page,) = await all_pages(routing, question, 1_000, EVERYTHING)
+        assert page.proof.kind is SourceKind.SPLIT
+        assert not page.proof.degraded
+        assert rows == platform.expected(question)
+        (older, newer) = sorted(page.attempts[-2:], key=lambda a: a.start_us or 0)
+        assert (older.kind, newer.kind) == (SourceKind.WAREHOUSE, SourceKind.PRIMARY)
+        assert older.end_us == newer.start_us
+    finally:
+        platform.owner.execute("UPDATE tenants SET window_past = '60 days', retention = '60 days'")
+
+
+async def test_without_the_warehouse_a_cut_range_is_marked(platform: Platform, pool: Pool) -> None:
+    clock = PrimaryClock()
+    alone = Router(DatabaseSource(pool, TenantDirectory(), clock), clock)
+    question = SeriesQuestion(["d0"], ["temperature"], platform.now_us - 90 * DAY_US, platform.now_us)
+    _, (page,) = await all_pages(alone, question, 50_000, EVERYTHING)
+    assert [d.reason for d in page.proof.degraded] == [DegradedReason.RANGE_CUT]
+    _, (page,) = await all_pages(alone, question, 50_000, Need(900_000_000))
+    assert {d.reason for d in page.proof.degraded} == {DegradedReason.RANGE_CUT, DegradedReason.NO_WAREHOUSE}
+
+
+async def test_analytics_are_answered_by_the_warehouse_alone(
+    platform: Platform, router: tuple[Router, WarehouseSource]
+) -> None:
+    routing, source = router
+    platform.load()
+    await source.measure()
+    question = SeriesQuestion(DEVICES, ATTRIBUTES, platform.now_us - 19 * DAY_US, platform.now_us + 1)
+    rows, pages = await all_pages(routing, question, 40, Need(900_000_000))
+    assert {page.proof.kind for page in pages} == {SourceKind.WAREHOUSE}
+    assert rows == platform.expected(question)
+    as_of_us = pages[0].proof.as_of_us
+    assert all(page.staleness_us >= 0 and page.proof.as_of_us == as_of_us for page in pages)
