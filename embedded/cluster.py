@@ -26,7 +26,7 @@ from typing import Literal, Self
 from psycopg.conninfo import make_conninfo
 
 from embedded import processes
-from embedded.binaries import MAJOR, bin_dir, clean_environment, identity, prepare_for
+from embedded.binaries import MAJOR, bin_dir, clean_environment, command_as, prepare_for
 from embedded.errors import DataDirInUse, DataDirUnusable, PostgresStartFailed, StopFailed
 from embedded.ownership import OwnerLock, write_atomically
 from embedded.ports import LOOPBACK, free_port, is_free
@@ -350,7 +350,7 @@ class PostgresCluster:
             with self.log_file.open("ab") as log:
                 try:
                     self._process = subprocess.Popen(
-                        [str(bin_dir() / _PROGRAM), "-D", str(self._pgdata)],
+                        command_as(self._account, [str(bin_dir() / _PROGRAM), "-D", str(self._pgdata)]),
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
@@ -358,7 +358,6 @@ class PostgresCluster:
                         env=clean_environment(),
                         # Ctrl-C in a terminal is for the caller, who stops things in order.
                         start_new_session=True,
-                        **identity(self._account),  # type: ignore[call-overload]
                     )
                 except OSError as error:
                     raise PostgresStartFailed(f"it could not be run: {error}", self.log_file) from error

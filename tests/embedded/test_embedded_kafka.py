@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
-from embedded_support import wait_until
 
 from embedded.errors import (
     DataDirInUse,
@@ -22,6 +21,7 @@ from embedded.jars import find_java, kafka_jars, kafka_version
 from embedded.kafka import EmbeddedKafka
 from embedded.kafka_probe import serves
 from embedded.ports import LOOPBACK, free_port
+from tests.embedded.embedded_support import wait_until
 
 OWNER = """
 import sys

@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
-from embedded_support import sql, wait_until
 
 from embedded.errors import DataDirInUse, DataDirUnusable, PostgresStartFailed
 from embedded.ports import LOOPBACK, is_free
+from tests.embedded.embedded_support import sql, wait_until
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to switch to another account")
 

@@ -1,9 +1,9 @@
 import psycopg
 import pytest
-from embedded_support import sql, wait_until
 
 from embedded.errors import ReplicaLagging
 from embedded.replica import StreamingReplica
+from tests.embedded.embedded_support import sql, wait_until
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from psycopg import sql
 
-from embedded.errors import PostgresStartFailed
 from embedded.postgres import EmbeddedPostgres
 from embedded.replica import StreamingReplica
 
@@ -39,19 +38,6 @@ class Pair:
     @property
     def replica_dsn(self) -> str:
         return self.replica.dsn(self.name, "test_query")
-
-
-def start_beside_grpc(replica: StreamingReplica) -> None:
-    """Start the replica from a process in which gRPC runs: its threads can crash a child between fork and exec."""
-    for _ in range(20):
-        try:
-            replica.start()
-        except PostgresStartFailed as error:
-            if "-11" not in str(error):
-                raise
-        else:
-            return
-    raise AssertionError("the replica did not start")
 
 
 def prepared(server: EmbeddedPostgres, name: str = DATABASE) -> None:

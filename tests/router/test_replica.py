@@ -17,7 +17,6 @@ from tests.router.router_support import (
     ask,
     latest,
     refusal,
-    start_beside_grpc,
     value_of,
     write,
 )
@@ -132,7 +131,7 @@ async def test_no_answer_claims_more_than_it_has(  # noqa: PLR0915 - one story
             case "delayed":
                 await asyncio.to_thread(pair.replica.set_apply_delay, 0)
             case "stopped":
-                start_beside_grpc(pair.replica)
+                pair.replica.start()
         await enough(100)
         ended.set()
     assert not problems, problems[:5]
