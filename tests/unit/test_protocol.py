@@ -39,7 +39,7 @@ def test_generated_modules_regenerate_unchanged(tmp_path: Path) -> None:
 
 def test_the_linter_has_no_complaint() -> None:
     if not BUF.exists():
-        text = "buf is not installed: run `npm ci`"
+        text = "buf is not installed: run `npm install`"
         if os.environ.get("CI") == "true":
             pytest.fail(text)
         pytest.skip(text)
