@@ -13,6 +13,7 @@ from runtime.config import ConfigError, add_settings, load_settings, settings_of
 from runtime.logs import LogConfig, configure_logs
 from runtime.metrics import OpenTelemetryMetrics, TelemetryConfig
 from runtime.process import ExitCode, Shutdown, run_process
+from runtime.tracing import Tracing
 from storage.warehouse.config import WarehouseConfig, open_warehouse
 from storage.warehouse.port import Warehouse
 
@@ -59,15 +60,17 @@ def run(arguments: argparse.Namespace) -> int:
         return ExitCode.CONFIGURATION
     configure_logs(logs)
     metrics = OpenTelemetryMetrics("atlasco-gateway", telemetry)
+    tracing = Tracing("atlasco-gateway", telemetry)
 
     async def main(shutdown: Shutdown) -> int:
-        return await serve(config, tls, AdminServer(admin_config, metrics), metrics, shutdown, warehouse)
+        return await serve(config, tls, AdminServer(admin_config, metrics), metrics, shutdown, warehouse, tracing)
 
     try:
         return run_process(main, metrics=metrics)
     finally:
         if warehouse is not None:
             warehouse.close()
+        tracing.close()
         metrics.close()
 
 

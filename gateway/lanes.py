@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from opentelemetry.trace import NoOpTracerProvider, Tracer
+
 from gateway.batch import Committer
 from gateway.decode import Received
 from gateway.room import Room
@@ -22,6 +24,8 @@ from storage.model import Outcome, RejectedReading, WriteBatch, Written, lane_of
 from storage.registry import FixedSettings
 
 log = logging.getLogger(__name__)
+
+_SILENT = NoOpTracerProvider().get_tracer(__name__)
 
 _FIRST_RETRY_S = 0.05
 _LONGEST_RETRY_S = 2.0
@@ -93,7 +97,14 @@ class Lane:
     """One lane: a queue and the task that empties it."""
 
     def __init__(
-        self, number: int, committer: Committer, writer: Writer, room: Room, limits: FlushLimits, metrics: Metrics
+        self,
+        number: int,
+        committer: Committer,
+        writer: Writer,
+        room: Room,
+        limits: FlushLimits,
+        metrics: Metrics,
+        tracer: Tracer,
     ) -> None:
         self.number = number
         self.queue = _Queue()
@@ -104,6 +115,7 @@ class Lane:
         self._room = room
         self._limits = limits
         self._metrics = metrics
+        self._tracer = tracer
         self._arrived = asyncio.Event()
         self._closing = False
 
@@ -143,9 +155,13 @@ class Lane:
     async def _flush(self, taken: list[_Waiting]) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        batch = self._committer.assemble([waiting.message for waiting in taken], self.number)
-        self._metrics.observe("atlasco_flush_rows", sum(len(columns) for columns in batch.readings.values()))
-        written = await self._write(batch)
+        with self._tracer.start_as_current_span("flush") as span:
+            batch = self._committer.assemble([waiting.message for waiting in taken], self.number)
+            rows = sum(len(columns) for columns in batch.readings.values())
+            self._metrics.observe("atlasco_flush_rows", rows)
+            span.set_attributes({"atlasco.lane": self.number, "atlasco.messages": len(taken), "atlasco.readings": rows})
+            written = await self._write(batch)
+            span.set_attributes({"atlasco.changes": written.changes, "atlasco.merged": written.merged})
         self._metrics.observe("atlasco_flush_duration_seconds", loop.time() - started)
         for waiting, message, outcome in zip(taken, batch.messages, written.outcomes, strict=True):
             self._room.leave(waiting.message.tenant.tenant_id, waiting.message.count)
@@ -188,10 +204,13 @@ class Lanes:
         room: Room,
         limits: FlushLimits,
         metrics: Metrics,
+        tracer: Tracer = _SILENT,
     ) -> None:
         self._settings = settings
         self.room = room
-        self._lanes = [Lane(number, committer, writers(), room, limits, metrics) for number in range(settings.lanes)]
+        self._lanes = [
+            Lane(number, committer, writers(), room, limits, metrics, tracer) for number in range(settings.lanes)
+        ]
         for lane in self._lanes:
             queue = lane.queue
             metrics.gauge("atlasco_lane_queue_readings", lambda q=queue: q.readings, lane=str(lane.number))  # type: ignore[misc]

@@ -27,6 +27,7 @@ from runtime.admin import AdminServer
 from runtime.config import Address
 from runtime.metrics import Metrics
 from runtime.process import DependencyUnreachable, ExitCode, Shutdown
+from runtime.tracing import Tracing
 from storage.commit import Writer
 from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.errors import StorageError
@@ -73,8 +74,10 @@ async def serve(
     metrics: Metrics,
     shutdown: Shutdown,
     warehouse: Warehouse | None = None,
+    tracing: Tracing | None = None,
 ) -> ExitCode:
-    """Run a gateway until `shutdown` is requested, then drain it. `warehouse` answers analytical queries.
+    """Run a gateway until `shutdown` is requested, then drain it. `warehouse` answers analytical queries;
+    `tracing` gets a span for each flush.
 
     The drain, in order: health says NOT_SERVING, so that balancers stop sending; streams get a ReconnectNotice; what
     was received is committed and acked; the port closes; the lanes empty; the pools close.
@@ -110,6 +113,7 @@ async def serve(
             room,
             FlushLimits(config.flush_readings, config.flush_bytes, config.flush_age),
             metrics,
+            (tracing or Tracing("atlasco-gateway")).tracer("gateway.lanes"),
         )
         unary = UnaryWriter(committer, registry, room, settings, config, Writer(unary_pool, buckets=settings.buckets))
         ingest = IngestService(authenticator, registry, lanes, unary, config, metrics)

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 from atlasco.telemetry.v1 import ingest_pb2
 from numpy.typing import NDArray
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway.aliases import AliasTable
 from gateway.batch import Committer
@@ -129,7 +132,10 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    limits: FlushLimits, configure: Callable[[FakeWriter], None] = lambda _: None, lanes: int = 2
+    limits: FlushLimits,
+    configure: Callable[[FakeWriter], None] = lambda _: None,
+    lanes: int = 2,
+    spans: InMemorySpanExporter | None = None,
 ) -> AsyncIterator[Bench]:
     writers: list[FakeWriter] = []
 
@@ -142,7 +148,10 @@ async def bench(
     parts: tuple[Any, Any, Any] = Registered(), coverage, None
     committer = Committer(*parts, metrics, max_string_bytes=100, now_us=lambda: NOW)
     room = Room(per_tenant=10_000, total=10_000)
-    made = Lanes(FixedSettings(buckets=16, lanes=lanes), committer, new_writer, room, limits, metrics)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans or InMemorySpanExporter()))
+    settings, tracer = FixedSettings(buckets=16, lanes=lanes), provider.get_tracer("test")
+    made = Lanes(settings, committer, new_writer, room, limits, metrics, tracer)
     running = asyncio.create_task(made.run())
     found = Bench(made, room, writers, coverage, metrics, [])
     yield found
@@ -262,6 +271,17 @@ async def test_readings_that_get_no_partition_are_rejected_and_the_lane_goes_on(
         await until(lambda: len(lane.settled) == 1)
     assert [(one.index, one.reason) for one in lane.settled[0][3]] == [(0, reason)]
     assert all(not len(part) for batch in lane.writers[0].batches for part in batch.readings.values())
+
+
+async def test_a_flush_is_a_span() -> None:
+    spans = InMemorySpanExporter()
+    async with bench(FlushLimits(age_s=0.0), lanes=1, spans=spans) as lane:
+        lane.put(1, 1, 1.0, 2.0)
+        await until(lambda: len(lane.settled) == 1)
+    [span] = spans.get_finished_spans()
+    assert span.name == "flush"
+    found = dict(span.attributes or {})
+    assert (found["atlasco.lane"], found["atlasco.messages"], found["atlasco.readings"]) == (0, 1, 2)
 
 
 async def test_empty_messages_pass() -> None:
