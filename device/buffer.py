@@ -165,9 +165,11 @@ class Buffer:
         self._raise_failure()
         if self._waiting or not self.has_room(1, size):
             await self._wait_for_room(size)
-        message = self._append(packed)
-        self._wake_next()
-        return message
+        try:
+            return self._append(packed)
+        finally:
+            # Also when it could not be persisted: there may be room for whoever waits next.
+            self._wake_next()
 
     async def _wait_for_room(self, size: int) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,7 +53,9 @@ def command_as(account: Account | None, command: Sequence[str]) -> list[str]:
     """
     if account is None:
         return list(command)
-    return ["setpriv", f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups", *command]
+    # Found also where the caller's PATH is a narrow one.
+    setpriv = shutil.which("setpriv") or shutil.which("setpriv", path="/usr/bin:/bin:/usr/sbin:/sbin") or "setpriv"
+    return [setpriv, f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups", *command]
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -23,6 +23,10 @@ MAX_TIME_US = 253_402_300_799_999_999
 _FAR_US = 1 << 61
 # The largest integer below which a double holds every one.
 _EXACT = 1 << 53
+# A reading with its alias and time takes far less on the wire, unless it is a long text.
+_BYTES_PER_READING = 64
+# Rejections of one message that carry a text for people; what is wrong with the rest is then known.
+_TEXTS_PER_MESSAGE = 100
 
 _ColumnName: TypeAlias = Literal["doubles", "int64s", "bools", "strings"]
 
@@ -44,7 +48,7 @@ class Received:
     entity_name: str
     aliases: AliasTable
     readings: ingest_pb2.Readings
-    # Size on the wire, in bytes, and number of readings: what the message weighs while it waits.
+    # Size on the wire in bytes, and its weight in readings, see `weight`.
     size: int
     count: int
     # Stream messages only.
@@ -74,6 +78,15 @@ class _Gathered:
     counts: list[int] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)
     firsts: list[int] = field(default_factory=list)
+
+
+def weight(readings: int, size: int) -> int:
+    """What a message counts for while it waits, in readings.
+
+    Never nothing, or there would be no bound to how many empty ones wait; and by its bytes when those are many for its
+    readings, for what is bounded in the end is memory.
+    """
+    return max(1, readings, size // _BYTES_PER_READING)
 
 
 def count_readings(readings: ingest_pb2.Readings) -> int:
@@ -153,7 +166,8 @@ def _gather(
         if counts[0] != counts[2] or (counts[1] and counts[1] != counts[0]):
             text = f"{name} has {counts[0]} aliases, {counts[1]} time deltas and {counts[2]} values"
             rejections[source] += [
-                RejectedReading(first + i, Reason.COLUMN_LENGTH_MISMATCH, text) for i in range(max(counts))
+                RejectedReading(first + i, Reason.COLUMN_LENGTH_MISMATCH, text if i < _TEXTS_PER_MESSAGE else "")
+                for i in range(max(counts))
             ]
             continue
         if not counts[0]:
@@ -225,15 +239,17 @@ def _check(
     aside = outside & quarantines[source]
     for position in np.flatnonzero(reason).tolist():
         where = int(source[position])
-        text = _text(
-            messages[where],
-            Reason(int(reason[position])),
-            int(alias[position]),
-            values[position],
-            int(time_us[position]),
-            now_us,
-            max_string_bytes,
-        )
+        text = ""
+        if len(rejections[where]) < _TEXTS_PER_MESSAGE:
+            text = _text(
+                messages[where],
+                Reason(int(reason[position])),
+                int(alias[position]),
+                values[position],
+                int(time_us[position]),
+                now_us,
+                max_string_bytes,
+            )
         rejections[where].append(
             RejectedReading(int(index[position]), Reason(int(reason[position])), brief(text), bool(aside[position]))
         )

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from atlasco.telemetry.v1 import ingest_pb2
 
-from gateway.aliases import AliasProblem, AliasTable, define, name_problem
+from gateway.aliases import MAX_ALIAS, AliasProblem, AliasTable, define, name_problem
 from gateway.auth import Identity, IdentityKind
 from gateway.status import Reason, Refusal, device_mismatch, protocol_unsupported
 from storage.model import Reason as RejectionReason
@@ -53,6 +53,8 @@ def check_hello(hello: ingest_pb2.Hello) -> None:
         raise _invalid("session_id", f"has {len(hello.session_id)} bytes, not 16")
     if len(hello.dictionary.id) not in {0, 16}:
         raise _invalid("dictionary.id", f"has {len(hello.dictionary.id)} bytes, not 0 or 16")
+    if len(hello.dictionary.aliases) > MAX_ALIAS:
+        raise _invalid("dictionary.aliases", f"has {len(hello.dictionary.aliases)} of them, and there are {MAX_ALIAS}")
     if len(hello.client.encode()) > MAX_LABEL_BYTES:
         raise _invalid("client", f"has more than {MAX_LABEL_BYTES} bytes")
     check_description(hello.entity_type, dict(hello.labels))
@@ -111,7 +113,7 @@ class Dictionaries:
         if resolved.status != ingest_pb2.Welcome.DICTIONARY_STATUS_UNKNOWN:
             self._forget(key)
             self._cache[key] = (self._clock(), resolved)
-            self._cached_aliases += len(resolved.table.reason)
+            self._cached_aliases += len(resolved.table.reason) + len(resolved.problems)
             while len(self._cache) > _CACHED or self._cached_aliases > _CACHED_ALIASES:
                 self._forget(next(iter(self._cache)))
         return resolved
@@ -119,7 +121,7 @@ class Dictionaries:
     def _forget(self, key: tuple[int, bytes]) -> None:
         forgotten = self._cache.pop(key, None)
         if forgotten is not None:
-            self._cached_aliases -= len(forgotten[1].table.reason)
+            self._cached_aliases -= len(forgotten[1].table.reason) + len(forgotten[1].problems)
 
     async def _resolve(self, tenant: Tenant, dictionary: ingest_pb2.Dictionary) -> ResolvedDictionary:
         aliases = dictionary.aliases

@@ -26,9 +26,9 @@ import grpc
 from atlasco.telemetry.v1 import ingest_pb2
 from google.protobuf.message import DecodeError
 
-from gateway.aliases import AliasProblem, AliasTable
+from gateway.aliases import MAX_ALIAS, AliasProblem, AliasTable
 from gateway.config import GatewayConfig
-from gateway.decode import Received, count_readings
+from gateway.decode import Received, count_readings, weight
 from gateway.lanes import Lanes
 from gateway.room import Bound
 from gateway.status import Reason, Refusal, refusal_of, sequence_gap, stream_superseded
@@ -47,6 +47,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _REJECTIONS_PER_ACK = 1_000
 # Answers that may wait for a client that does not read; then its next request waits too.
 _MOST_CONTROLS = 16
+# Rejections of a session that may wait for their confirmation: all of them are in memory while they are told again.
+_MOST_UNCONFIRMED_REJECTIONS = 100_000
 
 
 def read_token(xid: int) -> bytes:
@@ -121,7 +123,10 @@ class DeviceStream:
         self._outstanding: deque[_Outstanding] = deque()
         self._outstanding_bytes = 0
         self._rejections: deque[tuple[int, list[RejectedReading]]] = deque()
-        self._unconfirmed = [ack.rejections[0].sequence for ack in opened.unconfirmed if ack.rejections]
+        # Sequence of a message -> how many of its rejections wait for their confirmation.
+        self._unconfirmed = {
+            ack.rejections[0].sequence: len(ack.rejections) for ack in opened.unconfirmed if ack.rejections
+        }
         self._controls: deque[ingest_pb2.StreamTelemetryResponse] = deque()
         # The sender starts no further write.
         self._closing = False
@@ -282,10 +287,10 @@ class DeviceStream:
             entity_id=self._opened.entity_id,
             entity_name=self._device,
             aliases=self._aliases,
-            readings=data.readings,
+            # What is refused whole must not fill the memory while it waits for its turn to be told.
+            readings=ingest_pb2.Readings() if refused else data.readings,
             size=size,
-            # An empty message waits like any other, and there must be a bound to how many do.
-            count=max(1, count),
+            count=weight(count, size),
             session_id=self._session_id,
             epoch=self._opened.epoch,
             sequence=data.sequence,
@@ -333,6 +338,9 @@ class DeviceStream:
 
     async def _define_aliases(self, request: ingest_pb2.DefineAliases) -> None:
         problems: list[AliasProblem]
+        if len(request.aliases) > MAX_ALIAS:
+            text = f"{len(request.aliases)} definitions, and there are {MAX_ALIAS} aliases"
+            raise Refusal(Reason.MALFORMED_MESSAGE, text)
         self._aliases, problems = await self._define(self._tenant, self._aliases, request.aliases)
         answer = ingest_pb2.AliasesDefined(errors=[problem.to_wire() for problem in problems])
         self._say(ingest_pb2.StreamTelemetryResponse(aliases_defined=answer))
@@ -343,10 +351,12 @@ class DeviceStream:
     async def _confirm(self, through: int) -> None:
         # Not beyond what was told: rejections of a message that is still on its way must not vanish unseen.
         through = min(through, self._told)
+        if not any(sequence <= through for sequence in self._unconfirmed):
+            return
         await self._registry.confirm_rejections(
             self._tenant.tenant_id, self._opened.entity_id, self._session_id, through
         )
-        self._unconfirmed = [sequence for sequence in self._unconfirmed if sequence > through]
+        self._unconfirmed = {sequence: n for sequence, n in self._unconfirmed.items() if sequence > through}
 
     # -- Settling ---------------------------------------------------------------------------------------------------
 
@@ -363,8 +373,9 @@ class DeviceStream:
             self._xid = max(self._xid or 0, xid)
         if rejections:
             self._rejections.append((message.sequence, rejections))
-            self._unconfirmed.append(message.sequence)
-            if len(self._unconfirmed) > self._config.max_unconfirmed:
+            self._unconfirmed[message.sequence] = len(rejections)
+            rejected = sum(self._unconfirmed.values())
+            if len(self._unconfirmed) > self._config.max_unconfirmed or rejected > _MOST_UNCONFIRMED_REJECTIONS:
                 self._end_over_unconfirmed()
         self._wake.set()
 

@@ -9,11 +9,11 @@ from uuid import UUID
 from atlasco.telemetry.v1 import ingest_pb2
 from google.protobuf.message import DecodeError
 
-from gateway.aliases import AliasTable, define
+from gateway.aliases import MAX_ALIAS, AliasTable, define
 from gateway.auth import Identity
 from gateway.batch import Committer
 from gateway.config import GatewayConfig
-from gateway.decode import Received, count_readings
+from gateway.decode import Received, count_readings, weight
 from gateway.hello import check_description, device_name
 from gateway.room import Room
 from gateway.status import Reason, Refusal, overloaded
@@ -85,6 +85,8 @@ class UnaryWriter:
             raise Refusal(Reason.MALFORMED_MESSAGE, "not a WriteBatchRequest") from None
         if len(request.request_id) != 16:
             raise _invalid("request_id", f"has {len(request.request_id)} bytes, not 16")
+        if len(request.aliases) > MAX_ALIAS:
+            raise _invalid("aliases", f"has {len(request.aliases)} definitions, and there are {MAX_ALIAS} aliases")
         if not request.devices:
             raise _invalid("devices", "is empty")
         # A device costs a look into the registry, with readings or without.
@@ -116,7 +118,7 @@ class UnaryWriter:
             if entity_id is None:
                 text = f"device {name!r} is not registered, and the tenant does not register devices on first sight"
                 raise Refusal(Reason.DEVICE_UNKNOWN, text, field=f"devices[{position}].device_id")
-            count = count_readings(device.readings)
+            count, size = count_readings(device.readings), device.ByteSize()
             refused = None
             if count > self._config.max_readings_per_message:
                 text = f"{count} readings of one device, at most {self._config.max_readings_per_message} are allowed"
@@ -128,8 +130,8 @@ class UnaryWriter:
                     entity_name=name,
                     aliases=aliases,
                     readings=device.readings,
-                    size=device.ByteSize(),
-                    count=max(1, count),
+                    size=size,
+                    count=weight(count, size),
                     sequence=position,
                     refused=refused,
                 )

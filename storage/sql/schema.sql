@@ -422,7 +422,9 @@ END $$;
 CREATE FUNCTION open_stream(
     p_tenant integer, p_entity bigint, p_session uuid, OUT epoch bigint, OUT committed_sequence bigint
 )
-LANGUAGE plpgsql AS $$
+-- A gateway that froze in the middle of a write holds its devices' rows: their hellos must not wait on its connection
+-- for long, or they keep those of everybody else out.
+LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
 #variable_conflict use_column
 DECLARE
     v_old device_streams;

@@ -984,7 +984,7 @@ class Rejection(_message.Message):
     """The reading's index, see Readings. Absent: every reading of the message."""
     reason: Global___RejectionReason.ValueType
     text: _builtins.str
-    """For a person: the value and the limit. At most 200 bytes."""
+    """For a person: the value and the limit. At most 200 bytes; empty from the hundredth rejection of a message on."""
     quarantined: _builtins.bool
     """True where the tenant keeps such readings aside: nothing is lost, but it is not telemetry until an operator
     releases it.
