@@ -9,6 +9,7 @@ import numpy as np
 from atlasco.telemetry.v1 import common_pb2, ingest_pb2
 from numpy.typing import NDArray
 
+from gateway import auth
 from storage.model import Attribute, Reason, ValueType
 from storage.registry import AttributeWanted, Registry, Tenant
 
@@ -16,7 +17,6 @@ _T = TypeVar("_T", bound=np.generic)
 
 # Two bytes on the wire; bounds the lookup arrays.
 MAX_ALIAS = 16_383
-MAX_NAME_BYTES = 128
 MAX_UNIT_BYTES = 32
 # What a person is told about one reading or alias; the protocol promises the bound to firmware with fixed buffers.
 MAX_TEXT_BYTES = 200
@@ -112,15 +112,10 @@ def _grown(array: NDArray[_T], size: int, fill: int) -> NDArray[_T]:
     return grown
 
 
-def name_problem(name: str, most_bytes: int = MAX_NAME_BYTES) -> str | None:
-    """What is wrong with a name; None when nothing is."""
-    if not name:
-        return "the name is empty"
-    if len(name.encode()) > most_bytes:
-        return f"the name has {len(name.encode())} bytes, at most {most_bytes} are allowed"
-    if _holds_control(name):
-        return "the name holds a control character"
-    return None
+def name_problem(name: str) -> str | None:
+    """What is wrong with a name, as a sentence for the device; None when nothing is."""
+    problem = auth.name_problem(name)
+    return None if problem is None else f"the name {problem}"
 
 
 def brief(text: str) -> str:
