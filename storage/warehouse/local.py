@@ -20,14 +20,16 @@ from typing import Any, LiteralString
 
 import duckdb
 
-from storage.errors import DuplicateKey, StorageUnavailable, TransactionConflict
+from storage.errors import DuplicateKey, QueryCanceled, StorageUnavailable, TransactionConflict
 from storage.warehouse import catalog, local_upkeep
 from storage.warehouse.batch import BatchKey, ChangeSet
+from storage.warehouse.cancellation import Cancellation
 from storage.warehouse.catalog import SQL, Catalog, CataloguedFile, NewFile
 from storage.warehouse.columns import SCHEMAS
 from storage.warehouse.folder import WarehouseFolder
 from storage.warehouse.local_rebuild import LocalRebuild
 from storage.warehouse.port import (
+    EVERYTHING,
     Answer,
     Completeness,
     DeadLetter,
@@ -44,8 +46,6 @@ from storage.warehouse.port import (
 from storage.warehouse.relations import open_duckdb, relations, to_qmark
 from storage.warehouse.steps import AtStep, no_step
 from storage.warehouse.tables import distinct, file_name, tables_of
-
-EVERYTHING = Scope()
 
 _ATTEMPTS = 5
 
@@ -202,14 +202,23 @@ class LocalWarehouse:
             return catalog.completeness(connection, scope)
 
     def query(
-        self, statement: str, parameters: Sequence[Any] = (), *, scope: Scope = EVERYTHING, max_rows: int | None = None
+        self,
+        statement: str,
+        parameters: Sequence[Any] = (),
+        *,
+        scope: Scope = EVERYTHING,
+        max_rows: int | None = None,
+        cancellation: Cancellation | None = None,
     ) -> Answer:
         """See `port.Warehouse`."""
         with self._catalog.transaction(snapshot=True) as connection:
             state = catalog.completeness(connection, scope)
             files = catalog.files(connection, scope)
         try:
-            with self._duckdb() as query:
+            with (
+                self._duckdb() as query,
+                (cancellation or Cancellation()).stoppable(lambda _: query.interrupt()),
+            ):
                 for name, select in relations(self._paths(files)).items():
                     query.execute(f"CREATE VIEW {name} AS {select}")
                 # extract, not execute alone: a second statement would end the first one's safety.
@@ -218,6 +227,8 @@ class LocalWarehouse:
                 query.execute(text, list(parameters))
                 columns = tuple(column[0] for column in query.description or ())
                 rows = query.fetchall() if max_rows is None else query.fetchmany(max_rows + 1)
+        except duckdb.InterruptException as error:
+            raise QueryCanceled(str(error)) from error
         except duckdb.IOException as error:
             raise StorageUnavailable(f"a file cannot be read: {error}") from error
         except (duckdb.Error, ValueError) as error:
@@ -225,6 +236,10 @@ class LocalWarehouse:
         if max_rows is not None and len(rows) > max_rows:
             raise QueryRefused(f"more than {max_rows} rows")
         return Answer(columns, rows, state)
+
+    def microseconds(self, timestamp: str) -> str:
+        """See `port.Warehouse`."""
+        return f"epoch_us({timestamp})"
 
     def status(self) -> WarehouseStatus:
         """See `port.Warehouse`."""

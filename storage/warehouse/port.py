@@ -20,12 +20,13 @@ everything, was done, and trying the same again is safe.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from storage.errors import StorageError
 from storage.warehouse.batch import ChangeSet
+from storage.warehouse.cancellation import Cancellation
 
 
 class WarehouseMissing(StorageError):
@@ -130,6 +131,10 @@ class Scope:
     tenant_id: int | None = None
     from_us: int | None = None
     to_us: int | None = None
+
+
+EVERYTHING: Final = Scope()
+"""The scope of a query that touches all there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,14 +295,25 @@ class Warehouse(Protocol):
         ...
 
     def query(
-        self, statement: str, parameters: Sequence[Any] = (), *, scope: Scope = ..., max_rows: int | None = None
+        self,
+        statement: str,
+        parameters: Sequence[Any] = (),
+        *,
+        scope: Scope = ...,
+        max_rows: int | None = None,
+        cancellation: Cancellation | None = None,
     ) -> Answer:
         """Run one SELECT, in SQL that PostgreSQL, DuckDB and Redshift share, with `%s` for parameters (`%%` for a
         percent sign), and read completeness in the same transaction.
 
         Raises:
             QueryRefused: the statement is wrong, or has more than `max_rows` rows.
+            QueryCanceled: `cancellation` asked for its end; the statement has ended in the warehouse too.
         """
+        ...
+
+    def microseconds(self, timestamp: str) -> str:
+        """SQL for a timestamp as microseconds since 1970, a BIGINT: what every dialect calls by another name."""
         ...
 
     def status(self) -> WarehouseStatus:

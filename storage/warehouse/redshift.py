@@ -14,6 +14,7 @@ A load, step by step:
 import hashlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -23,9 +24,11 @@ from storage.errors import StorageError
 from storage.model import ValueType
 from storage.warehouse import redshift_upkeep
 from storage.warehouse.batch import BatchKey, ChangeSet
+from storage.warehouse.cancellation import Cancellation
 from storage.warehouse.catalog import touches
 from storage.warehouse.columns import NAME_KEYS, SCHEMAS
 from storage.warehouse.port import (
+    EVERYTHING,
     Answer,
     Completeness,
     DeadLetter,
@@ -56,8 +59,6 @@ from storage.warehouse.redshift_state import (
 from storage.warehouse.staging import StagedFile, Staging, encoded, manifest_of
 from storage.warehouse.steps import AtStep, no_step
 from storage.warehouse.tables import distinct, file_name, tables_of
-
-EVERYTHING = Scope()
 
 VALUE_SQL: Mapping[ValueType, str] = {
     ValueType.DOUBLE: "DOUBLE PRECISION",
@@ -321,14 +322,23 @@ class RedshiftWarehouse:
             return completeness(cursor, scope, touches)
 
     def query(
-        self, statement: str, parameters: Sequence[Any] = (), *, scope: Scope = EVERYTHING, max_rows: int | None = None
+        self,
+        statement: str,
+        parameters: Sequence[Any] = (),
+        *,
+        scope: Scope = EVERYTHING,
+        max_rows: int | None = None,
+        cancellation: Cancellation | None = None,
     ) -> Answer:
         """See `port.Warehouse`."""
         with self._sessions.transaction() as cursor:
             state = completeness(cursor, scope, touches)
         # The completeness that counts is of the query's own snapshot; the one above tells a missing warehouse from a
         # wrong statement.
-        with self._sessions.transaction(query=True) as cursor:
+        with (
+            self._sessions.transaction(query=True) as cursor,
+            nullcontext() if cancellation is None else cancellation.stoppable(self._sessions.stopper(cursor)),
+        ):
             state = completeness(cursor, scope, touches)
             try:
                 cursor.execute(_for_driver(statement), list(parameters))
@@ -339,6 +349,10 @@ class RedshiftWarehouse:
         if max_rows is not None and len(found) > max_rows:
             raise QueryRefused(f"more than {max_rows} rows")
         return Answer(columns, [tuple(row) for row in found], state)
+
+    def microseconds(self, timestamp: str) -> str:
+        """See `port.Warehouse`."""
+        return f"datediff(microsecond, TIMESTAMP '1970-01-01 00:00:00', {timestamp})"
 
     def status(self) -> WarehouseStatus:
         """See `port.Warehouse`."""

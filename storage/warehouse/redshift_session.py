@@ -1,7 +1,7 @@
 """Connections to Redshift: login, transactions, and the driver's errors in our terms."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +20,14 @@ from storage.errors import (
     TransactionConflict,
 )
 from storage.warehouse.port import QueryRefused, WarehouseMissing
+from storage.warehouse.statements import statements
+
+SQL = statements("redshift.sql")
 
 _IDLE = 4
 _TIMEOUT_S = 30
+# Attempts to cancel a statement before its session is ended.
+_CANCELS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +174,24 @@ class RedshiftSessions:
                 self._idle.append(connection)
                 return
         _discard(connection)
+
+    def stopper(self, cursor: Cursor) -> Callable[[int], None]:
+        """What ends the statement under way on a cursor, from another thread; it takes the number of the attempt.
+
+        The driver cannot cancel, so another connection asks the server to. Where that does not help, for Redshift may
+        leave a query in a transaction alone, the whole session is ended.
+        """
+        cursor.execute(SQL["own_process"])
+        ((process,),) = cursor.fetchall()
+
+        def stop(attempt: int) -> None:
+            ask = SQL["cancel" if attempt < _CANCELS else "terminate"]
+            # What is wrong with one attempt the next one settles, or the end of the statement itself.
+            with suppress(StorageError), self.transaction() as other:
+                other.execute(ask, [process])
+                other.fetchall()
+
+        return stop
 
     def _take(self) -> Connection:
         while True:

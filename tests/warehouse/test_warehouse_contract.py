@@ -2,11 +2,14 @@
 
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import pytest
 
+from storage.errors import QueryCanceled
 from storage.warehouse.batch import ChangeSet
+from storage.warehouse.cancellation import Cancellation
 from storage.warehouse.port import (
     DeadLetter,
     LaneWatermark,
@@ -345,6 +348,50 @@ def test_parameters_and_limits(warehouse: Warehouse) -> None:
     with pytest.raises(QueryRefused):
         warehouse.query("SELECT nonsense FROM nowhere")
     assert len(warehouse.query("SELECT 1").rows) == 1
+
+
+ENDLESS = (
+    "SELECT count(*) FROM entity_attributes_double a, entity_attributes_double b, entity_attributes_double c, "
+    "entity_attributes_double d, entity_attributes_double e "
+    "WHERE abs(a.value * b.value - c.value * d.value - e.value) < %s"
+)
+"""What 300 readings keep busy for hours."""
+
+
+def test_a_query_that_is_given_up_ends_in_the_warehouse(warehouse: Warehouse) -> None:
+    opened(warehouse)
+    load(warehouse, unit(0, 1, change_set(doubles(300))))
+    began, cancellation = threading.Event(), Cancellation()
+
+    def ask() -> None:
+        began.set()
+        warehouse.query(ENDLESS, [0.25], cancellation=cancellation)
+
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(ask)
+        assert began.wait(10)
+        # Wherever it is by now: waiting for a connection, between statements, or in the long one.
+        cancellation.cancel()
+        with pytest.raises(QueryCanceled):
+            asked.result(30)
+        again = threads.submit(ask)
+        with pytest.raises(QueryCanceled):
+            again.result(30)
+    assert warehouse.query("SELECT count(*) FROM entity_attributes_double").rows == [(300,)]
+
+
+def test_a_query_is_given_up_while_it_runs(warehouse: Warehouse) -> None:
+    opened(warehouse)
+    load(warehouse, unit(0, 1, change_set(doubles(300))))
+    cancellation = Cancellation()
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(warehouse.query, ENDLESS, [0.25], cancellation=cancellation)
+        # Long enough for it to be in the statement, which would take hours.
+        assert not wait([asked], 0.5).done
+        cancellation.cancel()
+        with pytest.raises(QueryCanceled):
+            asked.result(30)
+    assert warehouse.query("SELECT count(*) FROM entity_attributes_double").rows == [(300,)]
 
 
 def rebuilt(**changes: object) -> RebuildResult:

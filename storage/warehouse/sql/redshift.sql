@@ -310,3 +310,14 @@ DROP TABLE floor_times
 
 -- name: reset_names
 DELETE FROM atlasco.{kind}
+
+-- name: own_process
+SELECT pg_backend_pid()
+
+-- name: cancel
+-- Ends the statement that another session of ours runs.
+SELECT pg_cancel_backend(%s)
+
+-- name: terminate
+-- Ends the session.
+SELECT pg_terminate_backend(%s)

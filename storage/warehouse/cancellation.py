@@ -1,0 +1,69 @@
+"""Giving up a question to the warehouse: from another thread, so that its statement really ends."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Final
+
+from storage.errors import QueryCanceled
+
+# A statement that is to end is asked so often, and for so long: a request that arrives between two statements, or
+# before the server has begun with one, has no effect.
+_AGAIN_S: Final = 0.1
+_LONGEST_S: Final = 30.0
+
+
+class Cancellation:
+    """Whether an answer is still wanted. One thread runs statements, any other may `cancel`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requested = False
+        self._stop: Callable[[int], None] | None = None
+        self._ended = threading.Event()
+
+    @property
+    def requested(self) -> bool:
+        """Whether nobody wants the answer any more."""
+        return self._requested
+
+    def cancel(self) -> None:
+        """End the statement under way, and let no other begin. Blocks until it has ended, half a minute at most."""
+        self._requested = True
+        gives_up = monotonic() + _LONGEST_S
+        attempt = 0
+        while monotonic() < gives_up:
+            with self._lock:
+                if self._stop is None:
+                    return
+                # Under the lock, so that it never hits what runs after the block on the same connection.
+                self._stop(attempt)
+            attempt += 1
+            self._ended.wait(_AGAIN_S)
+
+    @contextmanager
+    def stoppable(self, stop: Callable[[int], None]) -> Iterator[None]:
+        """Run the block, a statement; while it runs, `cancel` calls `stop` with 0, 1, … until the block has ended.
+
+        `stop` is called in another thread, never after the block, and raises nothing. One block at a time.
+
+        Raises:
+            QueryCanceled: it was cancelled, before or meanwhile. What the block uses may have been stopped at any
+                point, so it is not to be used again.
+        """
+        with self._lock:
+            self._ended.clear()
+            self._stop = stop
+        try:
+            self._refuse()
+            yield
+            self._refuse()
+        finally:
+            with self._lock:
+                self._stop = None
+                self._ended.set()
+
+    def _refuse(self) -> None:
+        if self._requested:
+            raise QueryCanceled("the question was given up")
