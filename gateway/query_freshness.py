@@ -130,7 +130,7 @@ def _plan_message(routed: Routed[Any]) -> query_pb2.Plan:
 
 
 def source_messages(standings: Iterable[Standing], now: Instant | None) -> list[query_pb2.SourceFreshness]:
-    """Every source as it was measured last; the split is none of its own."""
+    """Every source as it was measured last; rollups and the split are none of their own."""
     return [
         query_pb2.SourceFreshness(
             source=SOURCES[standing.kind],
@@ -142,7 +142,7 @@ def source_messages(standings: Iterable[Standing], now: Instant | None) -> list[
             reason=standing.reason,
         )
         for standing in standings
-        if standing.kind is not SourceKind.SPLIT
+        if standing.kind not in (SourceKind.SPLIT, SourceKind.ROLLUP)
     ]
 
 

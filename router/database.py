@@ -97,12 +97,13 @@ class DatabaseSource:
     ) -> tuple[A, Proof]:
         """See `Source`."""
 
-        async def ask(session: ReadSession) -> tuple[A, Proof]:
+        async def answered(session: ReadSession) -> tuple[A, Proof]:
             proof = self.prove(session.snapshot, requirement, question)
-            answer = await question.from_database(session, requirement.needed_as_of_us)
+            ask = question.computed_ahead if requirement.only_ahead else question.from_database
+            answer = await ask(session, requirement.needed_as_of_us)
             return answer, question.proven(answer, proof)
 
-        return await self.within(tenant, ask, timeout_s)
+        return await self.within(tenant, answered, timeout_s)
 
     async def within(self, tenant: str, ask: Callable[[ReadSession], Awaitable[A]], timeout_s: float) -> A:
         """What `ask` makes of a session that has begun; see `Source.answer` for errors and cancellation."""
@@ -160,6 +161,14 @@ class DatabaseSource:
             RangeNotHeld: none of the range is kept any more, or not all of it where that is required.
             TokenUnknown: no snapshot ever will.
         """
+        degraded = self.prove_freshness(snapshot, requirement)
+        cut = range_cut(question, snapshot.complete_from_us, whole=requirement.whole_range)
+        if cut is not None:
+            degraded.append(cut)
+        return Proof(self.kind, self.name, snapshot.as_of_us, snapshot.complete_from_us, tuple(degraded))
+
+    def prove_freshness(self, snapshot: Snapshot, requirement: Requirement) -> list[Degradation]:
+        """In which ways a snapshot is worse than asked; ways that the caller does not take raise as in `prove`."""
         degraded = []
         if self.kind is SourceKind.REPLICA:
             self.saw(snapshot.as_of_us)
@@ -181,10 +190,7 @@ class DatabaseSource:
                 if not requirement.stale:
                     raise Unproven(text, snapshot.as_of_us)
                 degraded.append(Degradation(DegradedReason.READ_TOKEN_UNPROVEN, text))
-        cut = range_cut(question, snapshot.complete_from_us, whole=requirement.whole_range)
-        if cut is not None:
-            degraded.append(cut)
-        return Proof(self.kind, self.name, snapshot.as_of_us, snapshot.complete_from_us, tuple(degraded))
+        return degraded
 
     @asynccontextmanager
     async def _session(self, tenant: str, timeout_s: float) -> AsyncIterator[ReadSession]:

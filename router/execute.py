@@ -12,7 +12,7 @@ callers, not those who write.
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -44,10 +44,12 @@ from router.tiers import (
 )
 from router.warehouse import WarehouseSource
 from storage.errors import StorageError, StorageUnavailable, TransactionConflict
+from storage.read_session import ReadSession
 
 log = logging.getLogger(__name__)
 
 A = TypeVar("A")
+B = TypeVar("B")
 
 _ANALYTICAL = frozenset({Shape.SCAN, Shape.AGGREGATE})
 _AHEAD = frozenset({SourceKind.ROLLUP, SourceKind.PROJECTION})
@@ -140,6 +142,12 @@ class Router:
     def standings(self) -> list[Standing]:
         """Every source as it is known now."""
         found = [source.standing for source in self._databases.values()]
+        # As fresh as the replica that they lie in, at most; their own watermark is seen in the snapshot.
+        found += [
+            replace(s, kind=SourceKind.ROLLUP, name=f"rollups of {s.name}", host=s.name)
+            for s in found
+            if s.kind is SourceKind.REPLICA
+        ]
         if self._warehouse is not None:
             warehouse = self._warehouse.standing
             found.append(warehouse)
@@ -267,9 +275,16 @@ class _Execution(Generic[A]):
         match step.kind:
             case SourceKind.WAREHOUSE:
                 assert self._router.warehouse is not None
+                if question.asks_database_first:
+                    question = await self._resolved(requirement)
                 answer, proof = await self._router.warehouse.answer(self._tenant, question, requirement, self._left_s())
             case SourceKind.SPLIT:
                 return await self._split(requirement)
+            case SourceKind.ROLLUP:
+                asked = replace(requirement, only_ahead=True)
+                answer, proof = await self._router.database(step.host).answer(
+                    self._tenant, question, asked, self._left_s()
+                )
             case _:
                 with self._router.fallback(counts=step.fallback):
                     answer, proof = await self._router.database(step.name).answer(
@@ -277,36 +292,54 @@ class _Execution(Generic[A]):
                     )
         return answer, proof, []
 
+    async def _resolved(self, requirement: Requirement) -> Question[A]:
+        """The question with what only a database knows."""
+        question = self._question
+
+        async def look_up(database: DatabaseSource, asked: Requirement) -> Question[A]:
+            async def resolve(session: ReadSession) -> Question[A]:
+                database.prove_freshness(session.snapshot, asked)
+                return await question.resolved(session)
+
+            return await database.within(self._tenant, resolve, self._left_s())
+
+        found, _ = await self._from_some_database(requirement, look_up)
+        return found
+
     async def _split(self, requirement: Requirement) -> tuple[A, Proof, list[Attempt]]:
-        assert self._router.warehouse is not None
-        question, began = self._question, monotonic()
+        warehouse, began = self._router.warehouse, monotonic()
+        assert warehouse is not None
+
+        async def read(database: DatabaseSource, asked: Requirement) -> tuple[A, Proof, int]:
+            left_s = self._left_s()
+            return await read_split(database, warehouse, self._tenant, self._question, asked, (left_s, left_s))
+
+        (answer, proof, cut_us), database = await self._from_some_database(
+            replace(requirement, whole_range=False), read
+        )
+        newer = self._attempt(database.kind, database.name, began, as_of_us=proof.as_of_us)
+        attempts = [replace(newer, start_us=cut_us)]
+        if proof.kind is SourceKind.SPLIT:
+            older = self._attempt(SourceKind.WAREHOUSE, warehouse.name, began, as_of_us=proof.as_of_us)
+            attempts.append(replace(older, end_us=cut_us))
+        return answer, proof, attempts
+
+    async def _from_some_database(
+        self, requirement: Requirement, work: Callable[[DatabaseSource, Requirement], Awaitable[B]]
+    ) -> tuple[B, DatabaseSource]:
+        """What `work` makes of the first database that is up and fresh enough: good replicas, then the primary."""
         databases = self._router.databases_for(self._plan)
         for database in databases:
             on_primary = database.kind is SourceKind.PRIMARY
-            needed = None if on_primary else requirement.as_of_us
+            asked = replace(requirement, as_of_us=None if on_primary else requirement.as_of_us)
+            began = monotonic()
             try:
-                left_s = self._left_s()
                 with self._router.fallback(counts=on_primary and self._need.max_staleness_us > 0):
-                    answer, proof, cut_us = await read_split(
-                        database,
-                        self._router.warehouse,
-                        self._tenant,
-                        question,
-                        replace(requirement, as_of_us=needed, whole_range=False),
-                        (left_s, left_s),
-                    )
+                    return await work(database, asked), database
             except (Unproven, StorageUnavailable, TransactionConflict) as error:
                 if database is databases[-1]:
                     raise
                 self._attempts.append(self._attempt(database.kind, database.name, began, failure=str(error)))
-                continue
-            attempts = [
-                replace(self._attempt(database.kind, database.name, began, as_of_us=proof.as_of_us), start_us=cut_us)
-            ]
-            if proof.kind is SourceKind.SPLIT:
-                older = self._attempt(SourceKind.WAREHOUSE, "warehouse", began, as_of_us=proof.as_of_us)
-                attempts.append(replace(older, end_us=cut_us))
-            return answer, proof, attempts
         raise AssertionError("the primary is always among the databases")
 
     def _marked(self, proof: Proof) -> Proof:

@@ -29,8 +29,9 @@ DAY_US = 86_400_000_000
 class SourceKind(StrEnum):
     """What an answer can come from; see Provenance.Source in query.proto.
 
-    Rollups and projections are never planned for: they lie in the databases, and whether they are fresh enough is seen
-    in the snapshot of the data, by a watermark of their own. An answer names them all the same.
+    Rollups and projections lie in the databases, which use them by themselves where they are fresh enough, by a
+    watermark of their own in the snapshot of the data; an answer names them. Rollups of replicas are planned for too,
+    where a question would otherwise go to the warehouse.
     """
 
     PRIMARY = "primary"
@@ -54,6 +55,7 @@ class Shape(Enum):
 _ABLE: Mapping[SourceKind, frozenset[Shape]] = {
     SourceKind.PRIMARY: frozenset(Shape),
     SourceKind.REPLICA: frozenset(Shape),
+    SourceKind.ROLLUP: frozenset({Shape.AGGREGATE}),
     SourceKind.WAREHOUSE: frozenset({Shape.SCAN, Shape.AGGREGATE}),
     SourceKind.SPLIT: frozenset({Shape.SCAN, Shape.AGGREGATE}),
 }
@@ -97,6 +99,8 @@ class Standing:
     complete_from_us: int | None = None
     # Why it is not available, or what the watermark was made from.
     reason: str = ""
+    # The database that it lies in, for rollups.
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,8 @@ class Step:
     stale: bool = False
     # The question belongs to another source: admitted in limited numbers only.
     fallback: bool = False
+    # As in Standing.
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +191,8 @@ def plan(inquiry: Inquiry, standings: Iterable[Standing], policy: Policy) -> Pla
         s.kind is not SourceKind.PRIMARY and _is_able(inquiry, s.kind) for s in ordered
     )
     steps = [
-        Step(s.kind, s.name, stale=s in stale, fallback=elsewhere and s.kind is SourceKind.PRIMARY) for s in chosen
+        Step(s.kind, s.name, stale=s in stale, fallback=elsewhere and s.kind is SourceKind.PRIMARY, host=s.host)
+        for s in chosen
     ]
     places = {step.name: place for place, step in enumerate(steps)}
     verdicts = [Verdict(s, places.get(s.name), reasons[s.name]) for s in ordered]
@@ -195,9 +202,10 @@ def plan(inquiry: Inquiry, standings: Iterable[Standing], policy: Policy) -> Pla
 def _order(inquiry: Inquiry, standings: Sequence[Standing], policy: Policy) -> list[Standing]:
     """Cheapest first, for this question.
 
-    For analysis the warehouse, which costs the databases nothing, then the split, which costs them little; for
-    everything else the replicas, the primary, and only then the warehouse, whose every answer takes the opening of
-    files. In between, the warehouse relieves the primary where no replica does.
+    For analysis rollups of a replica, which have few rows to read if they answer it at all, then the warehouse, which
+    costs the databases nothing, then the split, which costs them little. For everything else the replicas, the
+    primary, and only then the warehouse, whose every answer takes the opening of files; in between, it relieves the
+    primary where no replica does.
     """
     bound = inquiry.need.max_staleness_us
     long = (
@@ -207,7 +215,7 @@ def _order(inquiry: Inquiry, standings: Sequence[Standing], policy: Policy) -> l
     )
     warehouse = [SourceKind.WAREHOUSE, SourceKind.SPLIT]
     if bound >= policy.analytical_us or (bound >= policy.report_us and long):
-        kinds = [*warehouse, SourceKind.REPLICA, SourceKind.PRIMARY]
+        kinds = [SourceKind.ROLLUP, *warehouse, SourceKind.REPLICA, SourceKind.PRIMARY]
     elif bound >= policy.report_us:
         kinds = [SourceKind.REPLICA, SourceKind.WAREHOUSE, SourceKind.PRIMARY, SourceKind.SPLIT]
     else:
@@ -255,7 +263,7 @@ def _freshness(inquiry: Inquiry, standing: Standing) -> tuple[bool, str]:
         return False, standing.reason or "its watermark is not known"
     if inquiry.needed_as_of_us is None:
         return False, "the primary's clock was not measured yet"
-    if standing.kind is SourceKind.REPLICA:
+    if standing.kind in (SourceKind.REPLICA, SourceKind.ROLLUP):
         lag = max(0, (standing.measured_us or 0) - standing.as_of_us)
         return lag <= bound and bound > 0, f"lags {lag / 1000:.1f} ms; {bound / 1000:.1f} ms are allowed"
     behind = inquiry.needed_as_of_us - standing.as_of_us

@@ -7,16 +7,26 @@ from typing import Self
 import numpy as np
 
 from router.plan import Shape, SourceKind
-from router.tiers import Proof, Question
-from storage.aggregate import aggregate
-from storage.aggregate_model import AggregateAnswer, AggregateQuestion, AggregateSource
+from router.tiers import Proof, Question, Unproven
+from storage.aggregate import NotRolled, aggregate, selected_devices
+from storage.aggregate_buckets import bucket_holding
+from storage.aggregate_model import (
+    AggregateAnswer,
+    AggregateQuestion,
+    AggregateSource,
+    Function,
+    SelectionTooLarge,
+)
+from storage.aggregate_series import joined, part_functions
+from storage.aggregate_warehouse import MAX_WAREHOUSE_DEVICES, aggregate_in_warehouse
 from storage.read_model import AttributePage, EntityPage, LatestAnswer, Position, SeriesPage, SeriesPart, SeriesQuestion
 from storage.read_series import read_page
 from storage.read_session import ReadSession
 from storage.read_warehouse import read_warehouse_page
 from storage.reads import read_attributes, read_entities, read_latest
 from storage.search import FindPage, FindQuestion, SearchSource, find_entities
-from storage.warehouse.port import Completeness, Warehouse
+from storage.warehouse.port import Completeness
+from storage.warehouse.reader import WarehouseReader
 
 
 @dataclass(frozen=True)
@@ -91,24 +101,79 @@ class FindDevices(Question[FindPage]):
 
 
 class Aggregates(Question[AggregateAnswer]):
-    """See `aggregate`; `only` is the one device that the caller may see."""
+    """See `aggregate`; `only` is the one device that the caller may see, `devices` those selected, once looked up."""
 
     shape = Shape.AGGREGATE
 
-    def __init__(self, question: AggregateQuestion, only: str | None) -> None:
+    def __init__(
+        self, question: AggregateQuestion, only: str | None, devices: Sequence[tuple[int, str]] | None = None
+    ) -> None:
+        able = {SourceKind.PRIMARY, SourceKind.REPLICA, SourceKind.WAREHOUSE, SourceKind.SPLIT}
+        if Function.PERCENTILE not in question.functions:
+            able.add(SourceKind.ROLLUP)
+        self.able = frozenset(able)
         self._question = question
         self._only = only
+        self._devices = devices
         self.start_us, self.end_us = question.start_us, question.end_us
 
     async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> AggregateAnswer:
         """See `Question`."""
         return await aggregate(session, self._question, needed_as_of_us=needed_as_of_us, only=self._only)
 
+    async def computed_ahead(self, session: ReadSession, needed_as_of_us: int | None) -> AggregateAnswer:
+        """See `Question`."""
+        try:
+            return await aggregate(
+                session, self._question, needed_as_of_us=needed_as_of_us, only=self._only, only_rolled=True
+            )
+        except NotRolled as error:
+            raise Unproven(str(error)) from error
+
     def proven(self, answer: AggregateAnswer, proof: Proof) -> Proof:
         """See `Question`."""
         if answer.source is not AggregateSource.ROLLUP:
             return proof
         return replace(proof, kind=SourceKind.ROLLUP, name="rollup", as_of_us=answer.as_of_us)
+
+    @property
+    def asks_database_first(self) -> bool:
+        """See `Question`: the warehouse does not know the devices' types, labels and latest values."""
+        return self._question.selection.by_condition and self._devices is None
+
+    async def resolved(self, session: ReadSession) -> Self:
+        """See `Question`."""
+        if not self.asks_database_first:
+            return self
+        selection = self._question.selection
+        try:
+            devices = await selected_devices(session, selection, self._only, limit=MAX_WAREHOUSE_DEVICES)
+        except SelectionTooLarge as error:
+            raise Unproven(f"the warehouse cannot be asked: {error}") from error
+        return type(self)(self._question, self._only, devices)
+
+    def from_warehouse(self, reader: WarehouseReader, tenant: str) -> tuple[AggregateAnswer, Completeness]:
+        """See `Question`."""
+        return aggregate_in_warehouse(reader, tenant, self._question, devices=self._devices, only=self._only)
+
+    def part(self, start_us: int, end_us: int) -> Self:
+        """See `Question`. Asks for more than the whole does: for all that `join` needs."""
+        functions = part_functions(self._question.functions)
+        part = replace(self._question, start_us=start_us, end_us=end_us, functions=functions)
+        return type(self)(part, self._only, self._devices)
+
+    def seam(self, latest_us: int) -> int:
+        """See `Question`. A percentile does not follow from those of two parts: they meet between buckets then."""
+        question = self._question
+        if Function.PERCENTILE not in question.functions or latest_us >= question.end_us:
+            return latest_us
+        if question.bucket is None or latest_us <= question.start_us:
+            return question.start_us
+        return bucket_holding(question.bucket, question.start_us, latest_us)
+
+    def join(self, older: AggregateAnswer, newer: AggregateAnswer, cut_us: int) -> AggregateAnswer:
+        """See `Question`."""
+        return joined(self._question, older, newer, cut_us)
 
 
 class SeriesRange(Question[SeriesPage]):
@@ -134,15 +199,15 @@ class SeriesRange(Question[SeriesPage]):
         """See `Question`."""
         return await read_page(session, self._part(), self._page_size, self._after)
 
-    def from_warehouse(self, warehouse: Warehouse, tenant: str) -> tuple[SeriesPage, Completeness]:
+    def from_warehouse(self, reader: WarehouseReader, tenant: str) -> tuple[SeriesPage, Completeness]:
         """See `Question`."""
-        return read_warehouse_page(warehouse, tenant, self._part(), self._page_size, self._after)
+        return read_warehouse_page(reader, tenant, self._part(), self._page_size, self._after)
 
     def part(self, start_us: int, end_us: int) -> Self:
         """See `Question`."""
         return type(self)(self._series, self._page_size, self._after, within=(start_us, end_us))
 
-    def join(self, older: SeriesPage, newer: SeriesPage) -> SeriesPage:
+    def join(self, older: SeriesPage, newer: SeriesPage, cut_us: int) -> SeriesPage:
         """See `Question`. The first page_size readings of both, in the order of pages."""
         return join_pages(self._series, older, newer, self._page_size, self._after)
 

@@ -27,11 +27,12 @@ A = TypeVar("A")
 
 @dataclass(frozen=True, slots=True)
 class _Newer(Generic[A]):
-    """The newer part, and where it begins."""
+    """The newer part, where it begins, and the question for the older one."""
 
     proof: Proof
     cut_us: int
     answer: A | None
+    older: Question[A] | None
 
 
 async def read_split(
@@ -56,24 +57,31 @@ async def read_split(
         row = await (await session.run("seam")).fetchone()
         seam_us = end_us if row is None else min(int(row[0]), end_us)
         cut_us = max(start_us, question.seam(seam_us))
-        # Of nothing, where all of the range is loaded: such a part is complete, whatever the database still keeps.
+        if cut_us <= start_us:
+            proof = database.prove(session.snapshot, requirement, question)
+            return _Newer(proof, start_us, await question.from_database(session, None), None)
+        known = await question.resolved(session)
+        if cut_us >= end_us:
+            # All of it is loaded: nothing is left of the range, and that is complete whatever the database keeps.
+            proof = database.prove(session.snapshot, requirement, question.part(end_us, end_us))
+            return _Newer(proof, end_us, None, known)
         part = question.part(cut_us, end_us)
         proof = database.prove(session.snapshot, requirement, part)
-        return _Newer(proof, cut_us, await part.from_database(session, None) if cut_us < end_us else None)
+        return _Newer(proof, cut_us, await part.from_database(session, None), known.part(start_us, cut_us))
 
     new = await database.within(tenant, newer, timeouts[0])
-    if new.cut_us <= start_us:
+    if new.older is None:
         assert new.answer is not None
         return new.answer, new.proof, start_us
-    older = question.part(start_us, new.cut_us)
-    answer, completeness = await warehouse.ask(tenant, older, timeouts[1])
+    answer, completeness = await warehouse.ask(tenant, new.older, timeouts[1])
     if completeness.as_of_us is None:
         raise Unproven("not every lane has reached the warehouse yet")
-    cut = range_cut(older, completeness.complete_from_us)
+    cut = range_cut(new.older, completeness.complete_from_us)
     degraded = [*new.proof.degraded, *gaps(completeness), *([cut] if cut is not None else [])]
     complete_from_us = completeness.complete_from_us
     if new.proof.complete_from_us is not None and new.cut_us < new.proof.complete_from_us and new.answer is not None:
         # The database has retired the beginning of its part too.
         complete_from_us = new.proof.complete_from_us
     proof = Proof(SourceKind.SPLIT, "split", new.proof.as_of_us, complete_from_us, tuple(degraded))
-    return answer if new.answer is None else question.join(answer, new.answer), proof, new.cut_us
+    whole = answer if new.answer is None else question.join(answer, new.answer, new.cut_us)
+    return whole, proof, new.cut_us

@@ -13,7 +13,8 @@ from typing import Generic, Protocol, Self, TypeVar
 from router.plan import Need, Shape, SourceKind, Standing
 from storage.errors import StorageError
 from storage.read_session import ReadSession
-from storage.warehouse.port import Completeness, Warehouse
+from storage.warehouse.port import Completeness
+from storage.warehouse.reader import WarehouseReader
 
 A = TypeVar("A")
 
@@ -61,6 +62,8 @@ class Requirement:
     whole_range: bool = False
     # For what was computed ahead, whatever the source: its watermark must not be before this; None: do not use it.
     needed_as_of_us: int | None = None
+    # Nothing but what was computed ahead will do.
+    only_ahead: bool = False
 
 
 class Unproven(StorageError):
@@ -104,11 +107,33 @@ class Question(ABC, Generic[A]):
         same snapshot. It may be used when that is at or after `needed_as_of_us`; None: not at all.
         """
 
+    async def computed_ahead(self, session: ReadSession, needed_as_of_us: int | None) -> A:
+        """As `from_database`, from what was computed ahead alone. Only where `able` has ROLLUP.
+
+        Raises:
+            Unproven: it does not answer the question, or is not complete up to `needed_as_of_us`.
+        """
+        raise NotImplementedError(type(self).__name__)
+
     def proven(self, answer: A, proof: Proof) -> Proof:
         """What an answer of `from_database` claims: the snapshot's proof, or that of what was computed ahead."""
         return proof
 
-    def from_warehouse(self, warehouse: Warehouse, tenant: str) -> tuple[A, Completeness]:
+    @property
+    def asks_database_first(self) -> bool:
+        """Whether the warehouse needs to be told something that only a database knows; see `resolved`."""
+        return False
+
+    async def resolved(self, session: ReadSession) -> Self:
+        """The question with what the warehouse cannot know, looked up in a database.
+
+        Raises:
+            Unproven: it is more than the warehouse can be told.
+            StorageError: what is wrong with the question.
+        """
+        return self
+
+    def from_warehouse(self, reader: WarehouseReader, tenant: str) -> tuple[A, Completeness]:
         """The answer from the warehouse, with the completeness that holds for it. Blocks; runs in a thread."""
         raise NotImplementedError(type(self).__name__)
 
@@ -120,8 +145,8 @@ class Question(ABC, Generic[A]):
         """Where to cut the range so that two parts' answers can be joined: at `latest_us` or, if need be, before."""
         return latest_us
 
-    def join(self, older: A, newer: A) -> A:
-        """One answer of two parts, the older from the warehouse, the newer from a database. Only with `part`."""
+    def join(self, older: A, newer: A, cut_us: int) -> A:
+        """One answer of two parts, the older from the warehouse, the newer, from `cut_us` on, from a database."""
         raise NotImplementedError(type(self).__name__)
 
 

@@ -1,7 +1,7 @@
 """The warehouse as a source: its calls block, so they run in threads of their own, and only so many."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from router.breaker import Breaker
@@ -10,7 +10,9 @@ from router.plan import SourceKind, Standing
 from router.tiers import Degradation, DegradedReason, Proof, Question, Requirement, Unproven
 from storage.errors import QueryCanceled, StorageBusy, StorageUnavailable
 from storage.read_warehouse import UnknownToWarehouse
+from storage.warehouse.cancellation import Cancellation
 from storage.warehouse.port import Completeness, Warehouse, WarehouseMissing
+from storage.warehouse.reader import WarehouseReader
 
 A = TypeVar("A")
 
@@ -18,8 +20,8 @@ A = TypeVar("A")
 class WarehouseSource:
     """A warehouse. `concurrency` questions run at once, twice as many may wait; `answer` is described at `Source`.
 
-    A question whose time is over, or whose caller is gone, is no longer waited for, but its thread goes on to the end:
-    the warehouse has no way to stop it. It keeps its place meanwhile, so such questions never pile up.
+    A question whose time is over, or whose caller is gone, is ended in the warehouse, and nobody waits for that: it
+    keeps its place until then, so that such questions never pile up.
     """
 
     kind = SourceKind.WAREHOUSE
@@ -80,15 +82,22 @@ class WarehouseSource:
         if self._running >= self._most:
             raise StorageBusy(f"{self._running} questions run in the warehouse or wait for it")
         self._running += 1
-        work = asyncio.get_running_loop().run_in_executor(
-            self._threads, question.from_warehouse, self._warehouse, tenant
-        )
-        work.add_done_callback(self._ended)
+        cancellation = Cancellation()
+        thread = self._threads.submit(question.from_warehouse, WarehouseReader(self._warehouse, cancellation), tenant)
+        loop = asyncio.get_running_loop()
+        thread.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended))
+        work = asyncio.wrap_future(thread)
+        # Looked at, so that it is not reported as forgotten when nobody waits for it any more.
+        work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
             async with asyncio.timeout(timeout_s):
                 answer, completeness = await asyncio.shield(work)
         except TimeoutError as error:
+            self._give_up(thread, cancellation)
             raise QueryCanceled(f"the warehouse took longer than the {timeout_s:.3f} s it had") from error
+        except asyncio.CancelledError:
+            self._give_up(thread, cancellation)
+            raise
         except UnknownToWarehouse as error:
             raise Unproven(str(error)) from error
         except StorageUnavailable as error:
@@ -120,11 +129,14 @@ class WarehouseSource:
             degraded.append(cut)
         return Proof(self.kind, self.name, as_of_us, completeness.complete_from_us, tuple(degraded))
 
-    def _ended(self, work: "asyncio.Future[tuple[A, Completeness]]") -> None:
+    def _give_up(self, thread: "Future[tuple[A, Completeness]]", cancellation: Cancellation) -> None:
+        """End a question; one that waits for a thread never begins. Returns at once."""
+        if not thread.cancel():
+            # Blocks until the statement has ended, so in a thread; what it finds out nobody needs to know.
+            asyncio.get_running_loop().run_in_executor(None, cancellation.cancel)
+
+    def _ended(self) -> None:
         self._running -= 1
-        if not work.cancelled():
-            # Looked at, so that it is not reported as forgotten when nobody waits for it any more.
-            work.exception()
 
 
 def gaps(completeness: Completeness) -> list[Degradation]:

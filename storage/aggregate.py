@@ -8,29 +8,27 @@ same snapshot.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import groupby, pairwise
-from typing import Any, Final, LiteralString
+from itertools import pairwise
+from typing import Any, Final, LiteralString, TypeAlias
 
 import numpy as np
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from storage.aggregate_buckets import HOUR_US, MAX_POINTS, MINUTE_US, TooManyPoints, bucket_edges
+from storage.aggregate_buckets import AHEAD_US, HOUR_US, MAX_POINTS, MINUTE_US, TooManyPoints, bucket_edges
 from storage.aggregate_model import (
     MAX_SELECTED,
-    NUMERIC,
     AggregateAnswer,
-    AggregateColumn,
     AggregateQuestion,
-    AggregateSeries,
     AggregateSource,
-    AggregateTypeMismatch,
     Function,
     Selection,
     SelectionTooLarge,
-    result_type,
+    selected_names,
 )
+from storage.aggregate_series import AggregateRow, by_result_type, check_types, series_of
 from storage.binary import Int4Array, Int8Array, TimestampArray
+from storage.errors import StorageError
 from storage.model import Attribute, ValueType
 from storage.read_model import EntityNotFound
 from storage.read_series import attributes_by_name, entity_ids
@@ -40,9 +38,6 @@ from storage.search import bound_filter, follower_watermark, latest_condition, o
 from storage.statements import statements
 
 _SQL = statements("aggregate.sql")
-
-# No reading lies further ahead: a tenant's clock window ends at most 7 days after now.
-_AHEAD_US: Final = 8 * 24 * HOUR_US
 
 _HUGE: Final[LiteralString] = "abs(value::float8) >= 1e140 AND abs(value::float8) < 'Infinity'"
 # SUM and STDDEV would fail, not overflow to infinity, where a finite value is too large.
@@ -84,6 +79,10 @@ class _Rolled:
     as_of_us: int
 
 
+_Found: TypeAlias = tuple[int, int, int, tuple[Any, ...]]
+"""Entity id or 0, attribute id or 0, the bucket's beginning, results."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """A question with everything looked up."""
@@ -99,14 +98,25 @@ class _Plan:
     rolled: _Rolled | None
 
 
+class NotRolled(StorageError):
+    """Rollups do not answer the question: not declared, not filled, not fresh enough, or of another width."""
+
+
 async def aggregate(
-    session: ReadSession, question: AggregateQuestion, *, needed_as_of_us: int | None, only: str | None = None
+    session: ReadSession,
+    question: AggregateQuestion,
+    *,
+    needed_as_of_us: int | None,
+    only: str | None = None,
+    only_rolled: bool = False,
 ) -> AggregateAnswer:
     """Compute an aggregate; rollups may serve when they are complete up to `needed_as_of_us` (None: they may not).
 
-    `only`: the one device the caller may see; None: all of its tenant.
+    `only`: the one device the caller may see; None: all of its tenant. `only_rolled`: from rollups, and from
+    readings of less than an hour at either end.
 
     Raises:
+        NotRolled: with `only_rolled`, when rollups do not serve.
         AttributeNotFound, EntityNotFound: the tenant does not have one of them.
         AggregateTypeMismatch: a function does not exist for an attribute's type.
         FilterInvalid, LatestNotKept: of the selection's filter.
@@ -118,91 +128,82 @@ async def aggregate(
     check_types(question, attributes)
     oldest_us = await oldest_shown(session)
     start_us = max(question.start_us, oldest_us)
-    end_us = min(question.end_us, session.as_of_us + _AHEAD_US)
+    end_us = min(question.end_us, session.as_of_us + AHEAD_US)
     edges: list[int] = []
     if start_us < end_us:
         edges = bucket_edges(question.bucket, start_us, end_us) if question.bucket else [question.start_us]
-    selected, parameters = await _selected(session, question.selection, oldest_us, only)
     rolled = None
     if edges and needed_as_of_us is not None:
         rolled = await _rolled(session, question, attributes, edges, start_us, end_us, needed_as_of_us)
+    if only_rolled and (rolled is None or rolled.from_us - start_us >= HOUR_US):
+        raise NotRolled("rollups do not answer it at this freshness")
+    selected, parameters = await _selected(session, question.selection, only)
     plan = _Plan(question, attributes, selected, parameters, start_us, end_us, edges, rolled)
     await session.run_text(_SQL["plan_aggregate"])
-    series: list[AggregateSeries] = []
-    if edges:
-        found: list[tuple[int, int, int, tuple[Any, ...]]] = []
-        for value_type, group in _by_result_type(question, attributes):
-            found += await _compute(session, plan, value_type, group)
-            if len(found) > MAX_POINTS:
-                raise TooManyPoints(len(found))
-        series = await _series(session, plan, found)
+    found: list[_Found] = []
+    for value_type, group in by_result_type(question, attributes) if edges else ():
+        found += await _compute(session, plan, value_type, group)
+        if len(found) > MAX_POINTS:
+            raise TooManyPoints(len(found))
     return AggregateAnswer(
         as_of_us=session.as_of_us if rolled is None else min(session.as_of_us, rolled.as_of_us),
         complete_from_us=oldest_us,
         source=AggregateSource.READINGS if rolled is None else AggregateSource.ROLLUP,
-        series=series,
+        series=series_of(question, attributes, await _named(session, found)),
     )
 
 
-def check_types(question: AggregateQuestion, attributes: Sequence[Attribute]) -> None:
-    """Raises AggregateTypeMismatch unless every function exists for the attributes, together or each by itself."""
-    for function in question.functions:
-        for attribute in attributes:
-            if function in NUMERIC and attribute.type not in (ValueType.DOUBLE, ValueType.BIGINT):
-                text = f"{function} does not exist for {attribute.name!r}, which is of type {attribute.type}"
-                raise AggregateTypeMismatch(attribute.name, function, text)
-    if not question.by_attribute:
-        _common_type(attributes)
+async def selected_devices(
+    session: ReadSession, selection: Selection, only: str | None, *, limit: int
+) -> list[tuple[int, str]]:
+    """Ids and names of the selected devices.
+
+    Raises:
+        EntityNotFound, FilterInvalid, AttributeNotFound, LatestNotKept: of the selection.
+        SelectionTooLarge: it selects more than `limit` devices.
+    """
+    by_id = await _named_ids(session, selection, only)
+    joins, condition, found = latest_condition(await bound_filter(session, selection.filter))
+    if by_id is not None:
+        condition = sql.SQL("{} AND e.entity_id = ANY (%(by_id)s)").format(condition)
+    statement = sql.SQL(_SQL["devices_of_filter"]).format(values=joins, condition=condition)
+    parameters = {
+        "type": selection.entity_type,
+        "labels": Jsonb(dict(selection.labels)),
+        "oldest": Timestamp(await oldest_shown(session)),
+        "limit": limit + 1,
+        "by_id": Int8Array(by_id or []),
+        **found,
+    }
+    rows = await (await session.run_text(statement, parameters)).fetchall()
+    if len(rows) > limit:
+        raise SelectionTooLarge(f"the selection has more than {limit} devices; narrow it, or leave it out")
+    return rows
 
 
-def _common_type(attributes: Sequence[Attribute]) -> ValueType:
-    types = {attribute.type for attribute in attributes}
-    if len(types) == 1:
-        return attributes[0].type
-    if types == {ValueType.DOUBLE, ValueType.BIGINT}:
-        return ValueType.DOUBLE
-    other = next(a for a in attributes if a.type is not attributes[0].type)
-    text = f"{attributes[0].name!r} and {other.name!r} are of types that do not mix; group by attribute"
-    raise AggregateTypeMismatch(other.name, "", text)
-
-
-def _by_result_type(
-    question: AggregateQuestion, attributes: Sequence[Attribute]
-) -> list[tuple[ValueType, list[Attribute]]]:
-    """What one statement computes: values of one type."""
-    if not question.by_attribute:
-        return [(_common_type(attributes), list(attributes))]
-    ordered = sorted(attributes, key=lambda a: a.type)
-    return [(value_type, list(group)) for value_type, group in groupby(ordered, key=lambda a: a.type)]
+async def _named_ids(session: ReadSession, selection: Selection, only: str | None) -> list[int] | None:
+    names = selected_names(selection, only)
+    if names is None:
+        return None
+    ids = await entity_ids(session, names)
+    for name in selection.entities:
+        if name not in ids:
+            raise EntityNotFound(name)
+    return list(ids.values())
 
 
 async def _selected(
-    session: ReadSession, selection: Selection, oldest_us: int, only: str | None
+    session: ReadSession, selection: Selection, only: str | None
 ) -> tuple[sql.Composable, dict[str, Any]]:
     """A statement that gives the ids of the selected devices, and its parameters."""
-    kind = {"type": selection.entity_type, "labels": Jsonb(dict(selection.labels))}
-    names = list(selection.entities)
-    if only is not None:
-        names = [only] if not names or only in names else []
-    by_id: list[int] | None = None
-    if names or only is not None:
-        ids = await entity_ids(session, names)
-        for name in selection.entities:
-            if name not in ids:
-                raise EntityNotFound(name)
-        by_id = list(ids.values())
-    if selection.filter or (by_id is not None and (selection.entity_type or selection.labels)):
-        joins, condition, found = latest_condition(await bound_filter(session, selection.filter))
-        if by_id is not None:
-            condition = sql.SQL("{} AND e.entity_id = ANY (%(by_id)s)").format(condition)
-        statement = sql.SQL(_SQL["devices_of_filter"]).format(values=joins, condition=condition)
-        limits = {"oldest": Timestamp(oldest_us), "limit": MAX_SELECTED + 1, "by_id": Int8Array(by_id or [])}
-        rows = await (await session.run_text(statement, {**kind, **limits, **found})).fetchall()
-        if len(rows) > MAX_SELECTED:
-            raise SelectionTooLarge(f"the filter selects more than {MAX_SELECTED} devices; narrow it, or leave it out")
-        by_id = [row[0] for row in rows]
+    by_id: list[int] | None
+    if selection.filter or (selection.by_condition and selected_names(selection, only) is not None):
+        by_id = [number for number, _ in await selected_devices(session, selection, only, limit=MAX_SELECTED)]
+    else:
+        by_id = await _named_ids(session, selection, only)
     if by_id is not None:
         return sql.SQL(_SQL["selected_by_id"]), {"entities": Int8Array(by_id)}
+    kind = {"type": selection.entity_type, "labels": Jsonb(dict(selection.labels))}
     return sql.SQL(_SQL["selected_by_kind"]).format(), kind
 
 
@@ -237,8 +238,7 @@ async def _rolled(
 
 async def _compute(
     session: ReadSession, plan: _Plan, value_type: ValueType, attributes: Sequence[Attribute]
-) -> list[tuple[int, int, int, tuple[Any, ...]]]:
-    """Rows of (entity id or 0, attribute id or 0, bucket's beginning, results)."""
+) -> list[_Found]:
     question = plan.question
     bucket, bucket_parameters = _bucket_key(plan.edges)
     keys = [
@@ -272,7 +272,7 @@ async def _compute(
     }
     rows = await (await session.run_text(statement, parameters)).fetchall()
     uniform = "width" in bucket_parameters
-    found = []
+    found: list[_Found] = []
     for key, entity_id, attribute_id, *results in rows:
         at = plan.edges[0] if len(plan.edges) == 1 else key if uniform else plan.edges[key - 1]
         found.append((entity_id, attribute_id, at, tuple(results)))
@@ -333,34 +333,10 @@ def _instant(time_us: int) -> sql.Composable:
     return sql.SQL("(to_timestamp({}) + {} * interval '1 microsecond')").format(sql.Literal(seconds), sql.Literal(rest))
 
 
-async def _series(
-    session: ReadSession, plan: _Plan, found: Sequence[tuple[int, int, int, tuple[Any, ...]]]
-) -> list[AggregateSeries]:
-    question = plan.question
-    entity_names: dict[int, str] = {0: ""}
-    if question.by_entity:
-        parameters = {"entities": Int8Array(list({row[0] for row in found}))}
-        entity_names |= dict(await (await session.run_text(_SQL["device_names"], parameters)).fetchall())
-    attributes = {a.attribute_id: a for a in plan.attributes}
-    common = None if question.by_attribute else _common_type(plan.attributes)
-
-    def group(row: tuple[int, int, int, tuple[Any, ...]]) -> tuple[str, str, int]:
-        return entity_names[row[0]], attributes[row[1]].name if row[1] else "", row[1]
-
-    series = []
-    for (entity, name, attribute_id), rows in groupby(sorted(found, key=lambda r: (*group(r), r[2])), key=group):
-        points = list(rows)
-        value_type = common or attributes[attribute_id].type
-        columns: list[AggregateColumn] = []
-        for place, function in enumerate(question.functions):
-            kind = result_type(function, value_type)
-            results = [row[3][place] for row in points]
-            if function is Function.PERCENTILE:
-                columns += [
-                    AggregateColumn(function, percentile, kind, [r[i] for r in results])
-                    for i, percentile in enumerate(question.percentiles)
-                ]
-            else:
-                columns.append(AggregateColumn(function, 0.0, kind, results))
-        series.append(AggregateSeries(entity, name, [row[2] for row in points], columns))
-    return series
+async def _named(session: ReadSession, found: Sequence[_Found]) -> list[AggregateRow]:
+    """Rows with the devices' names in place of their ids."""
+    names: dict[int, str] = {0: ""}
+    if ids := {row[0] for row in found if row[0]}:
+        parameters = {"entities": Int8Array(list(ids))}
+        names |= dict(await (await session.run_text(_SQL["device_names"], parameters)).fetchall())
+    return [AggregateRow(names[entity], attribute, at_us, results) for entity, attribute, at_us, results in found]

@@ -5,10 +5,12 @@ its own each time. Wider ones begin at local times; a local time that does not e
 moment of the change, one that comes twice for the first of the two.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
+from itertools import pairwise
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -22,6 +24,9 @@ _SECOND_US: Final = 1_000_000
 MINUTE_US: Final = 60 * _SECOND_US
 HOUR_US: Final = 60 * MINUTE_US
 _DAY_US: Final = 24 * HOUR_US
+
+AHEAD_US: Final = 8 * _DAY_US
+"""No reading lies further ahead of now: a tenant's clock window ends at most 7 days after it."""
 
 
 class TimeZoneUnknown(StorageError):
@@ -88,6 +93,33 @@ def bucket_edges(bucket: Bucket, start_us: int, end_us: int) -> list[int]:
         return _fixed(zone, width_us, start_us, end_us)
     _check((end_us - start_us) // (HOUR_US * bucket.width if bucket.unit is BucketUnit.HOUR else _DAY_US * 32))
     return _calendar(bucket, zone, start_us, end_us)
+
+
+def bucket_holding(bucket: Bucket, start_us: int, time_us: int) -> int:
+    """Where the bucket begins that holds `time_us`, of those of a range that begins at `start_us`, at or before it."""
+    # A shift of the clock cuts a bucket of fixed width short, so its beginning depends on where the counting began:
+    # before any bucket that can hold the time.
+    return bucket_edges(bucket, max(start_us, time_us - 3 * HOUR_US), time_us + 1)[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Buckets that begin at `start_us` and then every `width_us`, up to the next run."""
+
+    start_us: int
+    width_us: int
+
+
+def runs(edges: Sequence[int], end_us: int) -> list[Run]:
+    """The runs of equally wide buckets that those of a range, which ends at `end_us`, consist of."""
+    found: list[Run] = []
+    for start_us, next_us in pairwise([*edges, max(end_us, edges[-1] + 1)]):
+        width_us = next_us - start_us
+        # The last bucket ends with the range: one that is cut short fits a run of wider ones.
+        fits = found and (width_us == found[-1].width_us or (start_us == edges[-1] and width_us < found[-1].width_us))
+        if not fits:
+            found.append(Run(start_us, width_us))
+    return found
 
 
 def _check(points: int) -> None:

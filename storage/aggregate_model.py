@@ -17,8 +17,7 @@ class Function(StrEnum):
     """What is computed of a bucket's readings; see AggregateFunction in query.proto.
 
     A finite reading of 1e140 or beyond makes SUM, MEAN and STDDEV of its bucket NaN, for the squares of such values
-    fit no double. PERCENTILE is exact here: interpolated between the two neighbours of the rank (NaN between two
-    infinities).
+    fit no double. PERCENTILE is exact here: interpolated between the two neighbours of the rank.
     """
 
     COUNT = "count"
@@ -59,6 +58,18 @@ class Selection:
     entity_type: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     filter: str = ""
+
+    @property
+    def by_condition(self) -> bool:
+        """Whether it takes more than names to tell the devices: their type, labels or values."""
+        return bool(self.entity_type or self.labels or self.filter)
+
+
+def selected_names(selection: Selection, only: str | None) -> list[str] | None:
+    """The names that the selected devices must have; None: any. `only`: the one device that the caller may see."""
+    if only is None:
+        return list(selection.entities) or None
+    return [only] if not selection.entities or only in selection.entities else []
 
 
 @dataclass(frozen=True, slots=True)

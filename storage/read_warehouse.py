@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from storage.errors import StorageError
 from storage.model import ValueType
 from storage.read_model import MAX_TEXT_BYTES, Position, SeriesPage, SeriesPart, SeriesQuestion
-from storage.warehouse.port import Completeness, Scope, Warehouse
+from storage.warehouse.port import Completeness, Scope
+from storage.warehouse.reader import WarehouseReader
 from storage.warehouse.statements import statements
 
 _EPOCH: Final = datetime(1970, 1, 1)
@@ -22,12 +23,13 @@ _LAST_US: Final = (datetime.max - _EPOCH) // _MICROSECOND
 # Text rows may be long; a page ends early rather than hold hundreds of megabytes of them.
 _TEXT_ROWS: Final = 4_000
 
-_SQL_TYPES: Final[Mapping[ValueType, str]] = {
+SQL_TYPES: Final[Mapping[ValueType, str]] = {
     ValueType.DOUBLE: "DOUBLE PRECISION",
     ValueType.BIGINT: "BIGINT",
     ValueType.BOOLEAN: "BOOLEAN",
     ValueType.TEXT: "VARCHAR",
 }
+"""The types of values in the SQL that both adapters take."""
 
 _ARRAYS: Final[Mapping[ValueType, Any]] = {
     ValueType.DOUBLE: np.float64,
@@ -49,6 +51,11 @@ class WarehouseNames:
     entities: Mapping[int, str]
     attributes: Mapping[int, tuple[str, ValueType]]
 
+    @property
+    def newest(self) -> Mapping[str, int]:
+        """The id of each device named: of several of one name only the newest has readings."""
+        return {name: number for number, name in sorted(self.entities.items())}
+
 
 def to_timestamp(time_us: int) -> datetime:
     """A time as the warehouse stores it: UTC without a zone. Times beyond the calendar become its ends."""
@@ -61,7 +68,7 @@ def to_micros(time: datetime) -> int:
 
 
 def warehouse_names(
-    warehouse: Warehouse, tenant: str, entities: Sequence[str], attributes: Sequence[str]
+    reader: WarehouseReader, tenant: str, entities: Sequence[str], attributes: Sequence[str]
 ) -> tuple[WarehouseNames, Completeness]:
     """The ids of what a question names, and the completeness that holds for them.
 
@@ -69,8 +76,8 @@ def warehouse_names(
         UnknownToWarehouse: one of them is not there.
         StorageError: see `Warehouse.query`.
     """
-    text = statements("analytics.sql")["names"].format(entities=_marks(entities), attributes=_marks(attributes))
-    answer = warehouse.query(text, [tenant, tenant, *entities, tenant, *attributes])
+    text = statements("analytics.sql")["names"].format(entities=marks(entities), attributes=marks(attributes))
+    answer = reader.query(text, [tenant, tenant, *entities, tenant, *attributes])
     tenants: list[int] = []
     found_entities: dict[int, str] = {}
     found_attributes: dict[int, tuple[str, ValueType]] = {}
@@ -92,7 +99,7 @@ def warehouse_names(
 
 
 def read_warehouse_page(
-    warehouse: Warehouse, tenant: str, question: SeriesQuestion, page_size: int, after: Position | None
+    reader: WarehouseReader, tenant: str, question: SeriesQuestion, page_size: int, after: Position | None
 ) -> tuple[SeriesPage, Completeness]:
     """The readings that follow `after`, at most `page_size`, with the completeness that holds for them. Blocks.
 
@@ -100,13 +107,13 @@ def read_warehouse_page(
         UnknownToWarehouse: the warehouse does not know a device or attribute of the question.
         StorageError: see `Warehouse.query`.
     """
-    names, known_by = warehouse_names(warehouse, tenant, question.entities, question.attributes)
+    names, known_by = warehouse_names(reader, tenant, question.entities, question.attributes)
     types = tuple(t for t in ValueType if any(kind is t for _, kind in names.attributes.values()))
     limit = min(page_size, _TEXT_ROWS) if ValueType.TEXT in types else page_size
     text, parameters = _page_statement(names, types, question, after)
     scope = Scope(names.tenant_id, question.start_us, question.end_us)
     # One more than fits tells whether there is more.
-    answer = warehouse.query(text, [*parameters, limit + 1], scope=scope)
+    answer = reader.query(text, [*parameters, limit + 1], scope=scope)
     rows, is_cut = _fitting(answer.rows, types, limit)
     parts = list(_parts(rows, names, types))
     last = None
@@ -122,7 +129,7 @@ def read_warehouse_page(
             int(parts[-1].times_us[-1]),
             taken,
         )
-    completeness = _of_both(known_by, answer.completeness)
+    completeness = of_both(known_by, answer.completeness)
     return SeriesPage(completeness.as_of_us or 0, parts, last), completeness
 
 
@@ -139,11 +146,11 @@ def _page_statement(
         branches.append(
             text["series_branch"].format(
                 values=", ".join(
-                    f"value AS {t}_value" if t is own else f"CAST(NULL AS {_SQL_TYPES[t]}) AS {t}_value" for t in types
+                    f"value AS {t}_value" if t is own else f"CAST(NULL AS {SQL_TYPES[t]}) AS {t}_value" for t in types
                 ),
                 table=f"entity_attributes_{own}",
-                entities=_marks(names.entities),
-                attributes=_marks(attributes),
+                entities=marks(names.entities),
+                attributes=marks(attributes),
             )
         )
         start, end = to_timestamp(question.start_us), to_timestamp(question.end_us)
@@ -156,7 +163,7 @@ def _page_statement(
     following = "true"
     if after is not None:
         following = text["series_after"].format(follows=follows)
-        entity = _number(names.entities, question.entities[after.entity])
+        entity = names.newest[question.entities[after.entity]]
         attribute = next(n for n, (name, _) in names.attributes.items() if name == question.attributes[after.attribute])
         parameters += [entity, entity, attribute, attribute, to_timestamp(after.time_us)]
     columns = ", ".join(f"{t}_value" for t in types)
@@ -164,11 +171,6 @@ def _page_statement(
         columns=columns, rows=rows, after=following, within=within, direction=direction
     )
     return statement, parameters
-
-
-def _number(entities: Mapping[int, str], name: str) -> int:
-    # Of several devices of one name only the newest has readings.
-    return max(number for number, known in entities.items() if known == name)
 
 
 def _fitting(
@@ -209,7 +211,7 @@ def _key(question: SeriesQuestion, position: Position) -> tuple[str, str]:
     return question.entities[position.entity], question.attributes[position.attribute]
 
 
-def _of_both(first: Completeness, second: Completeness) -> Completeness:
+def of_both(first: Completeness, second: Completeness) -> Completeness:
     """What holds for an answer of two queries: the older state, and the second's gaps, which name its scope."""
     as_of = None
     if first.as_of_us is not None and second.as_of_us is not None:
@@ -217,5 +219,6 @@ def _of_both(first: Completeness, second: Completeness) -> Completeness:
     return Completeness(as_of, second.complete_from_us, second.incomplete, second.halted)
 
 
-def _marks(items: Sequence[Any] | Mapping[int, Any]) -> str:
-    return ", ".join(["%s"] * len(items))
+def marks(items: Sequence[Any] | Mapping[int, Any]) -> str:
+    """A parameter for each item, for a list; NULL, which nothing is equal to, for none."""
+    return ", ".join(["%s"] * len(items)) or "NULL"

@@ -13,7 +13,7 @@ SELECT a.attribute_id, min(coalesce(r.complete_from, '1900-01-01 00:00+00'))
  GROUP BY a.attribute_id
 
 -- name: devices_of_filter
-SELECT e.entity_id
+SELECT e.entity_id, e.external_id
   FROM entities e
   {values}
  WHERE e.tenant_id = %(tenant)s

@@ -7,7 +7,9 @@ import pytest
 
 from storage.read_model import Position, SeriesQuestion
 from storage.read_warehouse import UnknownToWarehouse, read_warehouse_page
+from storage.warehouse.cancellation import Cancellation
 from storage.warehouse.port import LaneWatermark, Unit, Warehouse
+from storage.warehouse.reader import WarehouseReader
 from tests.warehouse.conftest import (
     catalog_database,
     certificate,
@@ -44,6 +46,10 @@ pytestmark = [
 
 VALUES: dict[int, Any] = {1: 0.5, 2: 7, 3: True, 4: "käse"}
 """By attribute: one of each type."""
+
+
+def reader_of(warehouse: Warehouse) -> WarehouseReader:
+    return WarehouseReader(warehouse, Cancellation())
 
 
 def load(warehouse: Warehouse) -> dict[tuple[str, str], dict[int, tuple[Any, int]]]:
@@ -88,7 +94,7 @@ def test_pages_of_random_questions_equal_what_was_loaded(warehouse: Warehouse) -
         found, after = [], None
         size = int(random.integers(3, 40))
         while True:
-            page, completeness = read_warehouse_page(warehouse, "tenant-1", question, size, after)
+            page, completeness = read_warehouse_page(reader_of(warehouse), "tenant-1", question, size, after)
             assert completeness.as_of_us == T0 + 9 * HOUR_US
             for part in page.parts:
                 rows = zip(part.times_us.tolist(), part.values.tolist(), part.revisions.tolist(), strict=True)
@@ -113,13 +119,13 @@ def test_what_was_never_loaded_is_unknown(warehouse: Warehouse, tenant: str, ent
     load(warehouse)
     question = SeriesQuestion([entity], [attribute], T0, T0 + HOUR_US)
     with pytest.raises(UnknownToWarehouse):
-        read_warehouse_page(warehouse, tenant, question, 10, None)
+        read_warehouse_page(reader_of(warehouse), tenant, question, 10, None)
 
 
 def test_a_page_begins_within_a_series(warehouse: Warehouse) -> None:
     load(warehouse)
     question = SeriesQuestion(["device-2", "device-1"], ["attribute-2"], T0, T0 + 9 * HOUR_US)
-    page, _ = read_warehouse_page(warehouse, "tenant-1", question, 2, Position(1, 0, T0 + 5 * HOUR_US))
+    page, _ = read_warehouse_page(reader_of(warehouse), "tenant-1", question, 2, Position(1, 0, T0 + 5 * HOUR_US))
     found = [(part.entity, part.times_us.tolist()) for part in page.parts]
     assert found == [("device-1", [T0 + 6 * HOUR_US]), ("device-2", [T0])]
     assert page.last == Position(0, 0, T0)

@@ -7,7 +7,7 @@ What it does beyond passing messages on:
 - carries out COPY … FROM 's3://…' … FORMAT AS PARQUET MANIFEST: reads the manifest and the files from the S3 that boto3
   is configured for, checks the lengths, matches columns by position, and copies the rows into PostgreSQL within the
   session's transaction;
-- takes DISTKEY, SORTKEY, DISTSTYLE and ENCODE out of DDL.
+- takes DISTKEY, SORTKEY, DISTSTYLE and ENCODE out of DDL, and says DATEDIFF in microseconds as PostgreSQL does.
 
 What it cannot show: Redshift's isolation (1023), how rows are distributed and sorted, what Redshift's planner makes of
 a statement, and statements that PostgreSQL takes and Redshift does not.
@@ -48,6 +48,9 @@ _COPY = re.compile(
 )
 _DDL_WORDS = re.compile(r"\b(?:DISTSTYLE\s+\w+|DISTKEY\s*\([^)]*\)|SORTKEY\s*\([^)]*\)|ENCODE\s+\w+)", re.IGNORECASE)
 
+_DATEDIFF = re.compile(r"\bdatediff\(microsecond, (TIMESTAMP '[^']+'), (\w+)\)", re.IGNORECASE)
+_MICROSECONDS = r"CAST(extract(epoch FROM \2 - \1) * 1000000 AS BIGINT)"
+
 
 class CopyFailed(Exception):
     """What Redshift would say of a COPY."""
@@ -55,7 +58,7 @@ class CopyFailed(Exception):
 
 def to_postgres(statement: str) -> str:
     """A statement without Redshift's own words."""
-    return _DDL_WORDS.sub("", statement)
+    return _DATEDIFF.sub(_MICROSECONDS, _DDL_WORDS.sub("", statement))
 
 
 class RedshiftStandIn:

@@ -36,3 +36,30 @@ SELECT entity_id, attribute_id, ts, {columns}, revision
 -- name: series_after
 -- What follows a reading in the order of the page.
 (entity_id {follows} %s OR (entity_id = %s AND (attribute_id {follows} %s OR (attribute_id = %s AND ts {follows} %s))))
+
+-- name: aggregate_branch
+-- Readings of one value type, with their time in microseconds where buckets are asked for.
+SELECT entity_id, attribute_id, ts, {us} AS us, {value} AS value
+  FROM {table}
+ WHERE tenant_id = %s AND {entities} AND attribute_id IN ({attributes}) AND ts >= %s AND ts < %s
+
+-- name: oldest_reading
+-- Where the readings of a range begin, for buckets of a range that begins long before.
+SELECT min({us}) FROM ({branches}) r
+
+-- name: aggregate_place
+-- FIRST and LAST by their places: not every dialect has an aggregate for the value at the smallest timestamp.
+, row_number() OVER (PARTITION BY in_bucket, of_entity, of_attribute
+                     ORDER BY ts {direction}, entity_id {direction}, attribute_id {direction}) AS {place}
+
+-- name: aggregate
+SELECT in_bucket, of_entity, of_attribute, {results}
+  FROM (SELECT k.*{places}
+          FROM (SELECT {bucket} AS in_bucket, {entity} AS of_entity, {attribute} AS of_attribute,
+                       entity_id, attribute_id, ts, value
+                  FROM ({branches}) r) k) p
+ GROUP BY in_bucket, of_entity, of_attribute
+ LIMIT %s
+
+-- name: device_names
+SELECT entity_id, external_id FROM entities WHERE tenant_id = %s AND {entities}

@@ -115,7 +115,8 @@ class _AggregateFunctionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Agg
     """Of the sample (n - 1); NaN for a single reading. Result: DOUBLE."""
     AGGREGATE_FUNCTION_PERCENTILE: _AggregateFunction.ValueType  # 9
     """One result per AggregateRequest.percentiles. Its rank among the bucket's n readings is right within 1 % of n, or
-    one reading where that is more; the value is interpolated between neighbours. Result: DOUBLE.
+    one reading where that is more; the value is interpolated between neighbours, and next to an infinity it is
+    infinite or NaN. Result: DOUBLE.
     """
 
 class AggregateFunction(_AggregateFunction, metaclass=_AggregateFunctionEnumTypeWrapper):
@@ -145,7 +146,8 @@ AGGREGATE_FUNCTION_STDDEV: AggregateFunction.ValueType  # 8
 """Of the sample (n - 1); NaN for a single reading. Result: DOUBLE."""
 AGGREGATE_FUNCTION_PERCENTILE: AggregateFunction.ValueType  # 9
 """One result per AggregateRequest.percentiles. Its rank among the bucket's n readings is right within 1 % of n, or
-one reading where that is more; the value is interpolated between neighbours. Result: DOUBLE.
+one reading where that is more; the value is interpolated between neighbours, and next to an infinity it is
+infinite or NaN. Result: DOUBLE.
 """
 Global___AggregateFunction: _TypeAlias = AggregateFunction  # noqa: Y015
 
