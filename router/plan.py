@@ -205,7 +205,7 @@ def _order(inquiry: Inquiry, standings: Sequence[Standing], policy: Policy) -> l
     For analysis rollups of a replica, which have few rows to read if they answer it at all, then the warehouse, which
     costs the databases nothing, then the split, which costs them little. For everything else the replicas, the
     primary, and only then the warehouse, whose every answer takes the opening of files; in between, it relieves the
-    primary where no replica does.
+    primary where no replica does. Rollups are no source of their own there: the databases use them by themselves.
     """
     bound = inquiry.need.max_staleness_us
     long = (
@@ -215,7 +215,9 @@ def _order(inquiry: Inquiry, standings: Sequence[Standing], policy: Policy) -> l
     )
     warehouse = [SourceKind.WAREHOUSE, SourceKind.SPLIT]
     if bound >= policy.analytical_us or (bound >= policy.report_us and long):
-        kinds = [SourceKind.ROLLUP, *warehouse, SourceKind.REPLICA, SourceKind.PRIMARY]
+        kinds = [*warehouse, SourceKind.REPLICA, SourceKind.PRIMARY]
+        if inquiry.shape is Shape.AGGREGATE:
+            kinds.insert(0, SourceKind.ROLLUP)
     elif bound >= policy.report_us:
         kinds = [SourceKind.REPLICA, SourceKind.WAREHOUSE, SourceKind.PRIMARY, SourceKind.SPLIT]
     else:

@@ -39,6 +39,7 @@ def all_standings(draw: st.DrawFn) -> list[Standing]:
         "primary": SourceKind.PRIMARY,
         "replica-1": SourceKind.REPLICA,
         "replica-2": SourceKind.REPLICA,
+        "rollups of replica-1": SourceKind.ROLLUP,
         "warehouse": SourceKind.WAREHOUSE,
         "split": SourceKind.SPLIT,
     }
@@ -57,11 +58,21 @@ def all_standings(draw: st.DrawFn) -> list[Standing]:
     ]
 
 
+def considered(inquiry: Inquiry, standings: list[Standing]) -> list[Standing]:
+    """All but rollups, which are planned for only where an aggregate would go to the warehouse."""
+    bound = inquiry.need.max_staleness_us
+    range_us = (inquiry.end_us or 0) - (inquiry.start_us or 0)
+    behind_log = bound >= POLICY.analytical_us or (bound >= POLICY.report_us and range_us >= POLICY.long_range_us)
+    rolled = inquiry.shape is Shape.AGGREGATE and behind_log
+    return [s for s in standings if rolled or s.kind is not SourceKind.ROLLUP]
+
+
 def good(inquiry: Inquiry, standing: Standing) -> tuple[bool, bool]:
     """(usable at all, fresh enough), word for word from the rules."""
     able = {
         SourceKind.PRIMARY: set(Shape),
         SourceKind.REPLICA: set(Shape),
+        SourceKind.ROLLUP: {Shape.AGGREGATE},
         SourceKind.WAREHOUSE: {Shape.SCAN, Shape.AGGREGATE},
         SourceKind.SPLIT: {Shape.SCAN, Shape.AGGREGATE},
     }
@@ -75,7 +86,7 @@ def good(inquiry: Inquiry, standing: Standing) -> tuple[bool, bool]:
     if standing.as_of_us is None or inquiry.arrival is None:
         return usable, False
     bound = inquiry.need.max_staleness_us
-    if standing.kind is SourceKind.REPLICA:
+    if standing.kind in (SourceKind.REPLICA, SourceKind.ROLLUP):
         assert standing.measured_us is not None
         return usable, bound > 0 and standing.measured_us - standing.as_of_us <= bound
     return usable, standing.as_of_us >= inquiry.arrival.latest_us - bound
@@ -85,6 +96,7 @@ def good(inquiry: Inquiry, standing: Standing) -> tuple[bool, bool]:
 @given(inquiries(), all_standings())
 def test_a_plan_holds_what_the_rules_allow_and_nothing_else(inquiry: Inquiry, standings: list[Standing]) -> None:
     made = plan(inquiry, standings, POLICY)
+    standings = considered(inquiry, standings)
     fresh = {s.name for s in standings if good(inquiry, s) == (True, True)}
     stale = {s.name for s in standings if good(inquiry, s) == (True, False)}
     wanted = fresh | (stale if inquiry.need.allow_degraded else set())
@@ -133,7 +145,8 @@ PRIMARY = Standing(SourceKind.PRIMARY, "primary")
 REPLICA = Standing(SourceKind.REPLICA, "replica-1", as_of_us=NOW - 20_000, measured_us=NOW)
 WAREHOUSE = Standing(SourceKind.WAREHOUSE, "warehouse", as_of_us=NOW - 60_000_000)
 SPLIT = Standing(SourceKind.SPLIT, "split")
-ALL = [PRIMARY, REPLICA, WAREHOUSE, SPLIT]
+ROLLUPS = replace(REPLICA, kind=SourceKind.ROLLUP, name="rollups", host="replica-1")
+ALL = [PRIMARY, REPLICA, WAREHOUSE, SPLIT, ROLLUPS]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +158,8 @@ ALL = [PRIMARY, REPLICA, WAREHOUSE, SPLIT]
         (inquiry(staleness=30_000_000, start_us=NOW - 3_600_000_000), ["replica-1", "primary", "split"]),
         (inquiry(staleness=60_000_000, start_us=NOW - 3_600_000_000), ["replica-1", "warehouse", "primary", "split"]),
         (inquiry(staleness=900_000_000), ["warehouse", "split", "replica-1", "primary"]),
-        (inquiry(Shape.AGGREGATE, staleness=900_000_000), ["warehouse", "split", "replica-1", "primary"]),
+        (inquiry(Shape.AGGREGATE, staleness=900_000_000), ["rollups", "warehouse", "split", "replica-1", "primary"]),
+        (inquiry(Shape.AGGREGATE, staleness=30_000_000), ["rollups", "split", "replica-1", "primary"]),
         (inquiry(Shape.AGGREGATE, staleness=1_000_000), ["replica-1", "primary", "split"]),
         (inquiry(Shape.LOOKUP, staleness=900_000_000), ["replica-1", "primary"]),
         (inquiry(Shape.LIST, staleness=900_000_000), ["replica-1", "primary"]),

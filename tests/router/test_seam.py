@@ -1,8 +1,11 @@
 """The split at the seam: whatever is loaded when, an answer of two sources equals the readings themselves."""
 
+import asyncio
 import tempfile
+import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +19,22 @@ from embedded.postgres import EmbeddedPostgres
 from router.clock import PrimaryClock
 from router.database import DatabaseSource
 from router.execute import Routed, Router
-from router.plan import Need, Policy, SourceKind
-from router.questions import SeriesRange
-from router.tiers import DegradedReason
+from router.plan import Need, Policy, Shape, SourceKind
+from router.questions import Aggregates, SeriesRange
+from router.tiers import DegradedReason, Question, Requirement
 from router.warehouse import WarehouseSource
+from storage.aggregate_buckets import Bucket, BucketUnit, bucket_edges
+from storage.aggregate_model import AggregateQuestion, Function, Selection
 from storage.database import Pool, PoolSettings, Role, make_pool
+from storage.errors import QueryCanceled
 from storage.heartbeat import beat
 from storage.loader.decode import CHANGES_SCHEMA, DecodedChanges, decode
 from storage.read_model import Position, SeriesPage, SeriesQuestion
+from storage.read_session import ReadSession
 from storage.read_tenants import TenantDirectory
 from storage.warehouse.local import LocalWarehouse
-from storage.warehouse.port import LaneWatermark, Unit
+from storage.warehouse.port import Completeness, LaneWatermark, Unit
+from storage.warehouse.reader import WarehouseReader
 from tests.router.router_support import DATABASE, prepared
 
 TENANT = "acme"
@@ -304,3 +312,152 @@ async def test_analytics_are_answered_by_the_warehouse_alone(
     assert rows == platform.expected(question)
     as_of_us = pages[0].proof.as_of_us
     assert all(page.staleness_us >= 0 and page.proof.as_of_us == as_of_us for page in pages)
+
+
+def summed_up(platform: Platform, question: AggregateQuestion, devices: list[str]) -> dict[tuple[str, str, int], Any]:
+    """(device, attribute, bucket) -> count, first and last, and of numbers the mean and the deviation."""
+    edges = (
+        bucket_edges(question.bucket, question.start_us, question.end_us) if question.bucket else [question.start_us]
+    )
+    found: dict[tuple[str, str, int], list[tuple[int, Any]]] = {}
+    for device in devices:
+        for attribute in question.attributes:
+            for time_us, (value, _) in platform.readings.get((device, attribute), {}).items():
+                if question.start_us <= time_us < question.end_us:
+                    at_us = max(edge for edge in edges if edge <= time_us)
+                    found.setdefault((device, attribute, at_us), []).append((time_us, value))
+    results = {}
+    for key, readings in found.items():
+        values = [value for _, value in sorted(readings)]
+        results[key] = [len(values), values[0], values[-1]]
+        if TYPES[key[1]] == "double":
+            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+            results[key] += [float(np.mean(values)), deviation]
+    return results
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_split_aggregate_equals_the_readings(
+    platform: Platform, router: tuple[Router, WarehouseSource], seed: int
+) -> None:
+    random = np.random.default_rng(100 + seed)
+    routing, source = router
+    kinds: list[SourceKind] = []
+    for round_ in range(6):
+        platform.write(some_rows(platform, random, 12, int(random.choice([6, 72, 400])) * HOUR_US))
+        if round_ % 2 == 0:
+            platform.load()
+        await source.measure()
+        attribute = str(random.choice(ATTRIBUTES))
+        functions = [Function.COUNT, Function.FIRST, Function.LAST]
+        if TYPES[attribute] == "double":
+            functions += [Function.MEAN, Function.STDDEV]
+        by_type = bool(random.integers(0, 2))
+        devices = [str(d) for d in random.permutation(DEVICES)[: random.integers(1, 4)]]
+        question = AggregateQuestion(
+            # A filter that only a database can apply, or names.
+            Selection(filter='name starts with "d"') if by_type else Selection(devices),
+            [attribute],
+            platform.now_us - 16 * DAY_US - int(random.integers(0, 3 * DAY_US)),
+            platform.now_us + 1,
+            functions,
+            [None, Bucket(BucketUnit.DAY), Bucket(BucketUnit.HOUR, 6, "Europe/Berlin")][int(random.integers(3))],
+            by_entity=True,
+            by_attribute=True,
+        )
+        need = Need(1 if round_ < 4 else 900_000_000)
+        routed = await routing.read(TENANT, Aggregates(question, None), need, TIMEOUT_S)
+        kinds.append(routed.proof.kind)
+        found = {
+            (series.entity, series.attribute, at_us): [column.values[place] for column in series.columns]
+            for series in routed.answer.series
+            for place, at_us in enumerate(series.bucket_times_us)
+        }
+        if routed.proof.kind is SourceKind.WAREHOUSE and round_ % 2:
+            # Complete up to its as_of, which lies before what was written since.
+            assert routed.proof.as_of_us < platform.one(
+                "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+            )
+            continue
+        wanted = summed_up(platform, question, list(DEVICES) if by_type else devices)
+        assert found.keys() == wanted.keys()
+        for key, results in found.items():
+            assert results == [
+                pytest.approx(w, rel=1e-9, nan_ok=True) if isinstance(w, float) else w for w in wanted[key]
+            ]
+    assert {SourceKind.SPLIT, SourceKind.WAREHOUSE} <= set(kinds)
+
+
+async def test_a_percentile_is_split_between_buckets_alone(
+    platform: Platform, router: tuple[Router, WarehouseSource]
+) -> None:
+    routing, source = router
+    day_us = platform.now_us - platform.now_us % DAY_US
+    platform.write([("d1", "temperature", day_us - 9 * DAY_US + hour * HOUR_US, float(hour)) for hour in range(20)])
+    platform.load()
+    # Within the day that began nine days ago: nothing from that day's beginning on is known to be loaded.
+    platform.write([("d1", "temperature", day_us - 9 * DAY_US + 5 * HOUR_US + 7, 100.0)])
+    await source.measure()
+    question = AggregateQuestion(
+        Selection(["d1"]), ["temperature"], day_us - 15 * DAY_US, day_us, [Function.PERCENTILE, Function.COUNT],
+        Bucket(BucketUnit.DAY), [50.0],
+    )  # fmt: skip
+    routed = await routing.read(TENANT, Aggregates(question, None), Need(1), TIMEOUT_S)
+    assert routed.proof.kind is SourceKind.SPLIT
+    (older,) = [a for a in routed.attempts if a.kind is SourceKind.WAREHOUSE]
+    assert older.end_us == day_us - 9 * DAY_US
+    (series,) = routed.answer.series
+    medians = dict(zip(series.bucket_times_us, series.columns[0].values, strict=True))
+    of_day = sorted(
+        value
+        for time_us, (value, _) in platform.readings["d1", "temperature"].items()
+        if day_us - 9 * DAY_US <= time_us < day_us - 8 * DAY_US
+    )
+    assert medians[day_us - 9 * DAY_US] == pytest.approx(float(np.median(of_day)))
+    alone = replace(question, bucket=None)
+    routed = await routing.read(TENANT, Aggregates(alone, None), Need(1), TIMEOUT_S)
+    assert routed.proof.kind is SourceKind.PRIMARY
+
+
+class Endless(Question[int]):
+    """Keeps the warehouse busy for hours."""
+
+    shape = Shape.SCAN
+    able = frozenset({SourceKind.WAREHOUSE})
+
+    def __init__(self) -> None:
+        self.began = threading.Event()
+        self.ended = threading.Event()
+
+    async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> int:
+        raise NotImplementedError
+
+    def from_warehouse(self, reader: WarehouseReader, tenant: str) -> tuple[int, Completeness]:
+        self.began.set()
+        try:
+            answer = reader.query("SELECT count(*) FROM range(1000000000000) r (n) WHERE n * n %% 7 = 9")
+        finally:
+            self.ended.set()
+        return answer.rows[0][0], answer.completeness
+
+
+async def test_a_question_that_is_given_up_ends_in_the_warehouse(
+    platform: Platform, router: tuple[Router, WarehouseSource]
+) -> None:
+    _, source = router
+    requirement = Requirement(Need(900_000_000), 0)
+    late = Endless()
+    with pytest.raises(QueryCanceled):
+        await source.answer(TENANT, late, requirement, 0.3)
+    left = Endless()
+    caller = asyncio.create_task(source.answer(TENANT, left, requirement, TIMEOUT_S))
+    assert await asyncio.to_thread(left.began.wait, 10)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    for question in (late, left):
+        assert await asyncio.to_thread(question.ended.wait, 10)
+    # Every place is free again: as many questions as may run and wait are answered.
+    day = SeriesRange(SeriesQuestion(["d0"], ["temperature"], platform.now_us - DAY_US, platform.now_us), 10, None)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(source.answer(TENANT, day, requirement, TIMEOUT_S) for _ in range(6)))
