@@ -16,6 +16,7 @@ from runtime.admin import AdminConfig, AdminServer
 from runtime.config import Address
 from runtime.metrics import OpenTelemetryMetrics
 from runtime.process import Shutdown
+from storage.warehouse.port import Warehouse
 from tests.storage.conftest import Database
 
 DEADLINE_S = 10.0
@@ -48,7 +49,9 @@ class RunningGateway:
 
 
 @asynccontextmanager
-async def running_gateway(database: Database, **changes: Any) -> AsyncIterator[RunningGateway]:
+async def running_gateway(
+    database: Database, *, warehouse: Warehouse | None = None, **changes: Any
+) -> AsyncIterator[RunningGateway]:
     """`changes` are fields of GatewayConfig. The drain is short, for some tests leave their streams open."""
     settings: dict[str, Any] = {
         "dsn": database(user="test_ingest"),
@@ -62,7 +65,9 @@ async def running_gateway(database: Database, **changes: Any) -> AsyncIterator[R
     metrics = OpenTelemetryMetrics("atlasco-gateway")
     admin = AdminServer(AdminConfig(listen=Address("127.0.0.1", 0)), metrics)
     shutdown = Shutdown()
-    task: asyncio.Task[int] = asyncio.create_task(_as_int(serve(config, TlsConfig(), admin, metrics, shutdown)))
+    task: asyncio.Task[int] = asyncio.create_task(
+        _as_int(serve(config, TlsConfig(), admin, metrics, shutdown, warehouse))
+    )
     channel = new_channel(str(config.listen))
     try:
         ready = asyncio.create_task(channel.channel_ready())

@@ -91,7 +91,7 @@ def random_question(random: np.random.Generator, fleet: Fleet, *, rolled: bool) 
     others = [a.name for a in kept if a.name not in numeric]
     by_attribute = bool(random.random() < 0.5)
     if rolled or random.random() < 0.6:
-        attributes = [str(a) for a in random.choice(numeric, int(random.integers(1, 4)), replace=False)]
+        attributes = [str(a) for a in random.permutation(numeric)[: random.integers(1, 4)]]
         functions = [f for f in ALL if not rolled or f is not Function.PERCENTILE]
     else:
         attributes = [str(random.choice(others))]
@@ -104,7 +104,7 @@ def random_question(random: np.random.Generator, fleet: Fleet, *, rolled: bool) 
         buckets += [Bucket(BucketUnit.MINUTE, 10), Bucket(BucketUnit.DAY, 1, "Europe/Berlin"), Bucket(BucketUnit.MONTH)]
     bucket = buckets[int(random.integers(len(buckets)))]
     start = fleet.now_us - int(random.integers(1, 5 * DAY_US))
-    devices = [str(d) for d in random.choice(devices_of(fleet), int(random.integers(1, 5)), replace=False)]
+    devices = [str(d) for d in random.permutation(devices_of(fleet))[: random.integers(1, 5)]]
     selection = Selection(entities=devices)
     if random.random() < 0.4:
         selection = Selection(entity_type="pump", labels={"site": "s1"} if random.random() < 0.5 else {})
