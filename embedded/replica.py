@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 
 from embedded.binaries import run_tool
 from embedded.cluster import SUPERUSER, PostgresCluster
-from embedded.errors import ReplicaLagging
+from embedded.errors import DataDirUnusable, PostgresStartFailed, ReplicaLagging
 from embedded.ports import LOOPBACK
 from embedded.postgres import EmbeddedPostgres
 from embedded.privileges import Account, give
@@ -31,7 +31,8 @@ class StreamingReplica(PostgresCluster):
     again by itself, also when the primary has moved to another port before this `start`. Roles and
     passwords are the primary's, so `dsn` takes the same users. A replication slot on the primary keeps
     what a stopped replica still needs, up to `max_slot_wal_keep_size` (2 GB by default); a replica that
-    missed more has to be made again: `drop`, then `start`. `settings` go over the primary's.
+    missed more has to be made again: `drop`, then `start`, or `start_following`, which sees to it.
+    `settings` go over the primary's.
 
     Returning from `start` promises a consistent server that answers reads, not one that has caught up:
     see `wait_caught_up`. Everything else is described at `PostgresCluster`.
@@ -55,6 +56,30 @@ class StreamingReplica(PostgresCluster):
     def primary(self) -> EmbeddedPostgres:
         """The server this one copies."""
         return self._primary
+
+    def start_following(self, timeout_s: float = 60) -> None:
+        """As `start`, but return only when everything committed before this call can be read here.
+
+        A copy that cannot follow is made again, once, and `progress` is told why: it missed more than its
+        slot kept, it is a copy of another primary, or it does not start. The primary must run; `timeout_s`
+        is in seconds, for catching up. Errors: those of `start`, and ReplicaLagging when a new copy does
+        not catch up either.
+        """
+        problem = self._obstacle()
+        if not problem:
+            is_new = not self._pgdata.exists()
+            try:
+                self._start_and_catch_up(timeout_s)
+            except (PostgresStartFailed, DataDirUnusable, ReplicaLagging, psycopg.OperationalError) as error:
+                if is_new:
+                    raise
+                # The first line says what; the others quote the log of a copy that goes.
+                problem = str(error).partition("\n")[0]
+            else:
+                return
+        self._progress(f"the replica cannot follow any more and is made again: {problem}")
+        self.drop()
+        self._start_and_catch_up(timeout_s)
 
     def pause_replay(self, timeout_s: float = 10) -> None:
         """Stop applying changes; they are still received. Reads keep seeing the state of this moment.
@@ -98,12 +123,17 @@ class StreamingReplica(PostgresCluster):
             self._wait_for(connection, reached, timeout_s, f"replaying up to {target}")
 
     def drop(self) -> None:
-        """Stop the replica, delete its data and, if the primary runs, its slot there."""
-        self._require_owner()
+        """Stop the replica, delete its data and, if the primary runs, its slot there.
+
+        Errors: DataDirInUse when another process owns it.
+        """
+        if not self._lock.acquire():
+            self._require_owner()
         self._halt("immediate")
-        shutil.rmtree(self._pgdata)
+        if self._pgdata.exists():
+            shutil.rmtree(self._pgdata)
         # With it goes the password: the next copy has its primary's, which may be a new one.
-        (self._data_dir / "password").unlink()
+        (self._data_dir / "password").unlink(missing_ok=True)
         self._password = None
         if self._primary.is_running:
             self._drop_slot()
@@ -153,6 +183,31 @@ class StreamingReplica(PostgresCluster):
             "primary_conninfo": upstream,
             "primary_slot_name": self._slot,
         }
+
+    def _obstacle(self) -> str:
+        """Why the copy that is there cannot follow the primary, as far as can be told beforehand; empty: it may."""
+        if not self._pgdata.exists():
+            return ""
+        if not (self._pgdata / "PG_VERSION").exists():
+            return f"{self._pgdata} is not whole"
+        with psycopg.connect(self._primary.dsn(), autocommit=True) as connection:
+            slot = connection.execute(
+                "SELECT wal_status FROM pg_replication_slots WHERE slot_name = %s", [self._slot]
+            ).fetchone()
+        if slot is None:
+            return "the primary keeps nothing for it"
+        return "it missed more than the primary keeps" if slot[0] == "lost" else ""
+
+    def _start_and_catch_up(self, timeout_s: float) -> None:
+        self.start()
+        with psycopg.connect(self._primary.dsn(), autocommit=True) as connection:
+            # Positions alone prove nothing: a copy of another primary may be ahead of this one.
+            connected = (
+                "SELECT EXISTS (SELECT FROM pg_stat_replication "
+                f"WHERE application_name = '{self._slot}' AND state = 'streaming')"
+            )
+            self._wait_for(connection, connected, timeout_s, "connecting to its primary")
+        self.wait_caught_up(timeout_s)
 
     def _drop_slot(self) -> None:
         with psycopg.connect(self._primary.dsn(), autocommit=True) as connection:

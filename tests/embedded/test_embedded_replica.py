@@ -141,3 +141,42 @@ def test_a_lost_copy_is_made_again_over_its_old_slot(primary, replica):
     replica.start()
     wait_until(lambda: values(replica) == [], "new copy answers")
     assert sql(primary, "SELECT count(*) FROM pg_replication_slots") == [(1,)]
+
+
+def lose_slot(primary, replica):
+    sql(primary, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+
+
+def break_data(primary, replica):
+    (replica.data_dir / "pgdata" / "global" / "pg_control").write_bytes(b"")
+
+
+def lose_part(primary, replica):
+    (replica.data_dir / "pgdata" / "PG_VERSION").unlink()
+
+
+@pytest.mark.parametrize("harm", [lose_slot, break_data, lose_part])
+def test_a_copy_that_cannot_follow_is_made_again_and_says_why(primary, replica, harm):
+    replica.stop()
+    insert(primary, 1)
+    harm(primary, replica)
+    said = []
+    follower = StreamingReplica(primary, replica.data_dir, progress=said.append)
+    try:
+        follower.start_following()
+        assert values(follower) == [1]
+        assert any("made again" in line for line in said)
+        assert sql(primary, "SELECT count(*) FROM pg_replication_slots WHERE active") == [(1,)]
+    finally:
+        follower.stop()
+
+
+def test_a_copy_that_can_follow_is_kept(primary, replica):
+    replica.stop()
+    insert(primary, 1)
+    said = []
+    follower = StreamingReplica(primary, replica.data_dir, progress=said.append)
+    follower.start_following()
+    assert values(follower) == [1]
+    follower.stop()
+    assert said == []
