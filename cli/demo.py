@@ -8,34 +8,40 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from demo.audit import Audit, WarehouseLate, audit, primary_clock, wait_until_loaded
 from demo.processes import ProcessFailed
+from demo.questions import QueryFigures, Questions
 from demo.stack import Stack
 from demo.view import show
 from device.errors import DeviceError
 from device.fleet import Fleet, FleetConfig, FleetStatistics
 from embedded.errors import EmbeddedError
+from storage.errors import StorageError
 
 TENANT = "demo"
 _LOAD_DEADLINE_S = 120.0
 
 DESCRIPTION = """\
-Start PostgreSQL, Kafka, a gateway, the relay and the loader of a local warehouse on this machine, simulate a fleet of
-devices, cut some of their connections on purpose, and show what happens. At the end, compare what the devices know was
-acked with what is stored in PostgreSQL and in the warehouse, reading by reading.
+Start PostgreSQL with a streaming replica, Kafka, a gateway, the rollup worker, and the relay and the loader of a local
+warehouse on this machine, simulate a fleet of devices, cut some of their connections on purpose, ask questions at every
+tier of freshness, and show what happens. At the end, compare what the devices know was acked with what is stored in
+PostgreSQL and in the warehouse, reading by reading.
 
 Kafka needs Java 17 and, the first time, Maven (apt-get install openjdk-17-jre-headless maven); without them the demo
-says so and runs ingest and queries alone.
+says so and runs ingest, rollups and queries alone.
 """
 
 EPILOG = """\
 result:
   The last line is one JSON object. sent, resent, acked, rejected, stored and loaded count readings, published changes;
   lost counts acked readings that are not in the database and the warehouse with their value, duplicated counts changes
-  and warehouse rows beyond one for each reading.
-  Exit code 0 when nothing was lost or duplicated and something was sent again.
+  and warehouse rows beyond one for each reading. answers counts answers by tier and source, unanswered refusals by
+  tier and reason; dishonest counts, of the answers that were checked, those that lacked what they claimed to hold: what
+  was acked before a CRITICAL question, what was committed before the answer's as_of, or the tier's bound on its age.
+  Exit code 0 when nothing was lost, duplicated or dishonest, something was sent again, and each tier had answers.
 
 examples:
   atlasco demo                                    until Ctrl-C
@@ -74,35 +80,47 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.devices < 1 or arguments.rate <= 0 or (arguments.duration is not None and arguments.duration <= 0):
         print("atlasco demo: --devices, --rate and --duration must be above 0", file=sys.stderr)
         return 2
+    _heed_sigterm()
     try:
         with Stack(arguments.data_dir.resolve(), dsn=arguments.dsn, progress=_progress) as stack:
             since = primary_clock(stack.dsn)
             fleet = Fleet(_fleet_config(arguments, stack.target))
             _progress(f"{arguments.devices} devices stream to {stack.target}")
-            asyncio.run(_simulate(fleet, stack))
+            questions = Questions(stack.target, TENANT, progress=_progress)
+            asyncio.run(_simulate(fleet, stack, questions))
+            # Asyncio has put the default back, which would leave everything that was started behind.
+            _heed_sigterm()
             warehouse = stack.pipeline.warehouse if stack.pipeline else None
             if warehouse is not None:
                 _progress("waiting until the warehouse has everything")
                 wait_until_loaded(stack.dsn, warehouse, deadline_s=_LOAD_DEADLINE_S)
+            asyncio.run(questions.ask_once())
             _progress("comparing what was acked with what is stored, reading by reading")
             found = audit(stack.dsn, TENANT, fleet.ledgers(), since=since, warehouse=warehouse)
-            statistics = fleet.statistics()
+            statistics, asked = fleet.statistics(), questions.figures()
     except WarehouseLate as error:
         print(f"atlasco demo: {error}", file=sys.stderr)
         return 1
-    except (EmbeddedError, ProcessFailed) as error:
+    except (EmbeddedError, ProcessFailed, StorageError) as error:
         print(f"atlasco demo: {error}", file=sys.stderr)
         return 3
-    print(json.dumps(closing(statistics, found)))
-    return exit_code(statistics, found)
+    if asked.problem:
+        _progress(f"the last trouble with queries: {asked.problem}")
+    print(json.dumps(closing(statistics, found, asked)))
+    return exit_code(statistics, found, asked)
 
 
-def exit_code(statistics: FleetStatistics, found: Audit) -> int:
-    """0 when the demo showed what it promises: nothing lost or duplicated although messages were sent again."""
-    return int(found.lost > 0 or found.duplicated > 0 or statistics.unacked > 0 or statistics.resent == 0)
+def exit_code(statistics: FleetStatistics, found: Audit, asked: QueryFigures) -> int:
+    """0 when the demo showed what it promises.
+
+    Nothing was lost or duplicated although messages were sent again, and every tier answered, and honestly.
+    """
+    is_broken = found.lost > 0 or found.duplicated > 0 or asked.dishonest > 0 or statistics.unacked > 0
+    showed_all = statistics.resent > 0 and all(tier.answers for tier in asked.tiers.values())
+    return int(is_broken or not showed_all)
 
 
-def closing(statistics: FleetStatistics, found: Audit) -> dict[str, Any]:
+def closing(statistics: FleetStatistics, found: Audit, asked: QueryFigures) -> dict[str, Any]:
     """The closing JSON object."""
     return {
         "sent": statistics.sent,
@@ -118,6 +136,10 @@ def closing(statistics: FleetStatistics, found: Audit) -> dict[str, Any]:
         "readings_per_s": round(statistics.readings_per_s, 1),
         "ack_p50_ms": _finite(statistics.ack_p50_ms),
         "ack_p99_ms": _finite(statistics.ack_p99_ms),
+        "answers": {tier: dict(figures.answers) for tier, figures in asked.tiers.items()},
+        "unanswered": {tier: dict(reasons) for tier, reasons in asked.unanswered.items()},
+        "checked": asked.checked,
+        "dishonest": asked.dishonest,
     }
 
 
@@ -141,17 +163,18 @@ def _fleet_config(arguments: argparse.Namespace, target: str) -> FleetConfig:
     )
 
 
-async def _simulate(fleet: Fleet, stack: Stack) -> None:
+async def _simulate(fleet: Fleet, stack: Stack, questions: Questions) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, fleet.stop)
     try:
         async with asyncio.TaskGroup() as tasks:
-            view = tasks.create_task(show(fleet, stack))
+            others = [tasks.create_task(show(fleet, stack, questions)), tasks.create_task(questions.run())]
             try:
                 await fleet.run()
             finally:
-                view.cancel()
+                for task in others:
+                    task.cancel()
     except* (DeviceError, ProcessFailed) as group:
         first: BaseException = group
         while isinstance(first, BaseExceptionGroup):
@@ -160,6 +183,15 @@ async def _simulate(fleet: Fleet, stack: Stack) -> None:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+def _heed_sigterm() -> None:
+    """From here on SIGTERM ends the demo as Ctrl-C does: what was started is stopped, in order."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _progress(text: str) -> None:

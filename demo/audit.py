@@ -94,10 +94,11 @@ def audit(
                 loaded += len(arrived)
                 there &= arrived
             lost += len(sent) - len(there)
-        changes = _changes(connection, tenant, set(ledgers), since)
-        published = _published(connection, since) if warehouse is not None else None
+        changes, published = _changes(connection, tenant, set(ledgers), since)
     duplicated += sum(count - 1 for count in changes.values())
-    return Audit(acked, stored, published, loaded if warehouse is not None else None, lost, duplicated)
+    if warehouse is None:
+        return Audit(acked, stored, None, None, lost, duplicated)
+    return Audit(acked, stored, published, loaded, lost, duplicated)
 
 
 def wait_until_loaded(dsn: str, warehouse: Warehouse, *, deadline_s: float) -> None:
@@ -216,34 +217,34 @@ def _same(found: Value | None, sent: Value) -> bool:
     return type(found) is type(sent) and found == sent
 
 
-def _published(connection: psycopg.Connection, since: datetime) -> int:
-    """Changes of the run that the relay has put into Kafka."""
-    row = connection.execute(
-        "SELECT coalesce(sum(o.changes), 0) FROM outbox o JOIN relay_lanes r USING (lane) "
-        "WHERE o.created_at >= %s AND pg_visible_in_snapshot(o.xid, r.published)",
-        [since],
-    ).fetchone()
-    return int(row[0]) if row else 0
-
-
 def _changes(
     connection: psycopg.Connection, tenant: str, devices: set[str], since: datetime
-) -> Counter[tuple[str, str, int]]:
-    """How often each reading of the run occurs in the outbox."""
-    counts: Counter[tuple[str, str, int]] = Counter()
+) -> tuple[Counter[_Reading], int]:
+    """How often each reading of the run occurs in the outbox, and how many of these changes are in Kafka.
+
+    Of these devices alone: others write too, into the same transactions.
+    """
+    counts: Counter[_Reading] = Counter()
+    published = 0
     with connection.cursor("outbox") as cursor:
         # A server-side cursor: the outbox of a long run does not fit in memory.
         cursor.itersize = 20
-        cursor.execute("SELECT payload FROM outbox WHERE created_at >= %s", [since])
-        for (payload,) in cursor:
+        cursor.execute(
+            "SELECT o.payload, coalesce(pg_visible_in_snapshot(o.xid, r.published), false) "
+            "FROM outbox o LEFT JOIN relay_lanes r USING (lane) WHERE o.created_at >= %s",
+            [since],
+        )
+        for payload, is_published in cursor:
             for frame in change_pb2.OutboxPayload.FromString(payload).frames:
                 batch = change_pb2.ChangeBatch.FromString(frame.change_batch)
                 if batch.tenant == tenant:
-                    counts.update(key for key in _keys(batch) if key[0] in devices)
-    return counts
+                    keys = [key for key in _keys(batch) if key[0] in devices]
+                    counts.update(keys)
+                    published += len(keys) if is_published else 0
+    return counts, published
 
 
-def _keys(batch: change_pb2.ChangeBatch) -> Iterable[tuple[str, str, int]]:
+def _keys(batch: change_pb2.ChangeBatch) -> Iterable[_Reading]:
     for column in (batch.doubles, batch.int64s, batch.bools, batch.strings):
         for entity, attribute, delta in zip(column.entities, column.attributes, column.time_deltas_us, strict=True):
             yield (

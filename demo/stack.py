@@ -1,6 +1,5 @@
 """Everything the demo runs on, started in order and stopped in reverse."""
 
-import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -8,16 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from demo.processes import StackProcess
+from demo.databases import Databases, start_databases
+from demo.processes import ProcessFailed, StackProcess
 from embedded.errors import JarsUnresolved, JavaMissing, MavenMissing
 from embedded.kafka import EmbeddedKafka
 from embedded.ports import LOOPBACK, free_port, is_free
-from embedded.postgres import EmbeddedPostgres
-from storage.maintenance import MaintenanceOptions, maintain
-from storage.migrations import migrate
+from embedded.replica import StreamingReplica
 from storage.warehouse.local import LocalWarehouse
 
-DATABASE = "atlasco"
 # Where the README and --help say that the gateway is.
 _USUAL_PORT = 7070
 # The default of a minute suits a warehouse of large files; somebody who watches wants to see it move.
@@ -32,19 +29,25 @@ class Pipeline:
     relay: StackProcess
     loader: StackProcess
     warehouse: LocalWarehouse
+    directory: Path
 
 
 class Stack:
-    """PostgreSQL, a gateway and the pipeline to a local warehouse, below a data directory that survives restarts.
+    """PostgreSQL, a replica, a gateway, the rollup worker and the pipeline to a local warehouse.
 
-    `dsn`: an external PostgreSQL instead of the embedded one. `progress` is told what is being done. `pipeline` is
-    None, and `missing` says why, on a machine that cannot run Kafka: ingest and queries then work without it.
+    All of it lies below a data directory that survives restarts. `dsn`: an external PostgreSQL instead of the embedded
+    one; there is no replica then. `progress` is told what is being done. `pipeline` is None, and `missing` says why, on
+    a machine that cannot run Kafka: ingest, queries and rollups then work without it.
     """
+
+    gateway: StackProcess
+    rollup: StackProcess
 
     def __init__(self, data_dir: Path, *, dsn: str = "", progress: Callable[[str], None]) -> None:
         self.data_dir = data_dir
         self.dsn = dsn
         self.target = ""
+        self.replica: StreamingReplica | None = None
         self.pipeline: Pipeline | None = None
         self.missing = ""
         self._progress = progress
@@ -52,13 +55,19 @@ class Stack:
 
     def __enter__(self) -> Self:
         with ExitStack() as resources:
-            self._start_database(resources)
-            self._start_gateway(resources)
+            databases = start_databases(resources, self.data_dir, self.dsn, self._progress)
+            self.dsn, self.replica = databases.dsn, databases.replica
             try:
-                self.pipeline = self._start_pipeline(resources)
+                with ExitStack() as parts:
+                    self.pipeline = self._start_pipeline(parts)
+                    resources.push(parts.pop_all())
             except (JavaMissing, MavenMissing, JarsUnresolved) as error:
                 self.missing = str(error)
                 self._progress(f"without Kafka and the warehouse: {error}")
+            self._progress("starting the rollup worker")
+            self.rollup = self._start(resources, "rollup", ["rollup"], {"ATLASCO_DSN": databases.rollup_dsn})
+            # The last to start is the first to stop: nothing is taken in any more while the rest ends.
+            self._start_gateway(resources, databases)
             self._resources = resources.pop_all()
         return self
 
@@ -67,48 +76,45 @@ class Stack:
     ) -> None:
         self._resources.close()
 
+    @property
+    def processes(self) -> list[StackProcess]:
+        """The `atlasco` processes, in the order of the flow."""
+        pipeline = [self.pipeline.relay, self.pipeline.loader] if self.pipeline is not None else []
+        return [self.gateway, *pipeline, self.rollup]
+
     def check(self) -> None:
         """Make sure that every process still runs.
 
         Raises:
             ProcessFailed: one ended.
         """
-        self.gateway.check()
-        if self.pipeline is not None:
-            self.pipeline.relay.check()
-            self.pipeline.loader.check()
+        for process in self.processes:
+            process.check()
+        if self.replica is not None and not self.replica.is_running:
+            raise ProcessFailed(f"the replica ended, see {self.replica.log_file}")
 
     def metrics(self) -> dict[str, float]:
         """The metrics of all processes, summed by name. Without those of one that does not answer."""
-        processes = [self.gateway]
-        if self.pipeline is not None:
-            processes += [self.pipeline.relay, self.pipeline.loader]
         found: dict[str, float] = {}
-        for process in processes:
+        for process in self.processes:
             # Every process shows every counter, at 0 where it does not count: hence sums.
             for name, value in process.metrics().items():
                 found[name] = found.get(name, 0.0) + value
         return found
 
-    def _start_database(self, resources: ExitStack) -> None:
-        if not self.dsn:
-            self._progress("starting PostgreSQL")
-            postgres = EmbeddedPostgres(self.data_dir / "postgres", progress=self._progress)
-            resources.callback(postgres.stop)
-            postgres.start()
-            postgres.ensure_database(DATABASE)
-            self.dsn = postgres.dsn(dbname=DATABASE)
-        self._progress("bringing the schema up to date")
-        asyncio.run(migrate(self.dsn, progress=self._progress))
-        asyncio.run(maintain(self.dsn, MaintenanceOptions()))
-
-    def _start_gateway(self, resources: ExitStack) -> None:
+    def _start_gateway(self, resources: ExitStack, databases: Databases) -> None:
         self._progress("starting the gateway")
         port = _USUAL_PORT if is_free(_USUAL_PORT) else free_port()
         self.target = f"{LOOPBACK}:{port}"
-        self.gateway = self._start(
-            resources, "gateway", ["serve"], {"ATLASCO_LISTEN": self.target, "ATLASCO_REGISTER_TENANTS": "true"}
-        )
+        settings = {
+            "ATLASCO_LISTEN": self.target,
+            "ATLASCO_REGISTER_TENANTS": "true",
+            "ATLASCO_QUERY_DSN": databases.query_dsn,
+            "ATLASCO_REPLICA_DSNS": databases.replica_dsn,
+        }
+        if self.pipeline is not None:
+            settings["ATLASCO_WAREHOUSE_DIR"] = str(self.pipeline.directory)
+        self.gateway = self._start(resources, "gateway", ["serve"], settings)
 
     def _start_pipeline(self, resources: ExitStack) -> Pipeline:
         self._progress("starting Kafka")
@@ -124,7 +130,7 @@ class Stack:
         warehouse.init()
         settings = {"ATLASCO_WAREHOUSE_DIR": str(directory), "ATLASCO_LOAD_AGE": _LOAD_AGE}
         loader = self._start(resources, "loader", ["load"], brokers | settings)
-        return Pipeline(kafka, relay, loader, warehouse)
+        return Pipeline(kafka, relay, loader, warehouse, directory)
 
     def _start(self, resources: ExitStack, name: str, command: list[str], environment: dict[str, str]) -> StackProcess:
         log_file = self.data_dir / "logs" / f"{name}.log"

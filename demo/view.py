@@ -4,10 +4,13 @@ import asyncio
 import sys
 import time
 
-from rich.console import Console
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from demo.questions import TIERS, QueryFigures, Questions, Tier
 from demo.stack import Stack
 from device.fleet import Fleet, FleetStatistics
 from storage.warehouse.port import Scope, Warehouse
@@ -16,7 +19,7 @@ _PLAIN_INTERVAL_S = 5.0
 _WAREHOUSE = " → Kafka → warehouse"
 
 
-async def show(fleet: Fleet, stack: Stack) -> None:
+async def show(fleet: Fleet, stack: Stack, questions: Questions) -> None:
     """Show progress on standard error until cancelled: a table on a terminal, else a line every few seconds."""
     console = Console(stderr=True, highlight=False)
     warehouse = stack.pipeline.warehouse if stack.pipeline else None
@@ -28,15 +31,17 @@ async def show(fleet: Fleet, stack: Stack) -> None:
     if not console.is_terminal:
         while True:
             await asyncio.sleep(_PLAIN_INTERVAL_S)
+            stack.check()
             metrics, behind = await look()
             print(_line(fleet.statistics(), metrics, behind), file=sys.stderr)
+            print(_query_line(questions.figures()), file=sys.stderr)
     with Live(console=console, refresh_per_second=4) as live:
         previous: FleetStatistics | None = None
         while True:
             stack.check()
             now = fleet.statistics()
             metrics, behind = await look()
-            live.update(_table(now, previous, metrics, behind, stack))
+            live.update(_screen(_table(now, previous, metrics, behind, stack), questions.figures(), stack))
             previous = now
             await asyncio.sleep(1.0)
 
@@ -85,13 +90,58 @@ def _table(
         *(_pipeline_rows(metrics, behind) if stack.pipeline else ()),
     ):
         table.add_row(name, value, meaning)
-    table.caption = (
+    return table
+
+
+def _screen(figures: Table, queries: QueryFigures, stack: Stack) -> RenderableType:
+    """Both tables side by side where the terminal is wide enough, and what to try below."""
+    hint = (
         "in a second terminal:\n"
         f"  atlasco query devices --target {stack.target} --tenant demo\n"
-        f"  atlasco query latest DEVICE --target {stack.target} --tenant demo"
+        f"  atlasco query latest DEVICE --target {stack.target} --tenant demo --freshness dashboard --explain"
     )
+    parts: list[RenderableType] = [Columns([figures, _query_table(queries)])]
+    if queries.problem:
+        # Text: the gateway's words are data, and markup in them must not style the terminal.
+        parts.append(Text(f"queries: {queries.problem}", style="red"))
+    return Group(*parts, Text(hint, style="dim"))
+
+
+def _query_table(queries: QueryFigures) -> Table:
+    table = Table(title="queries: who answers, and how old answers are", title_justify="left")
+    table.add_column("tier", style="bold")
+    table.add_column("answered by")
+    table.add_column("age", justify="right")
+    table.add_column("took", justify="right")
+    for tier in TIERS:
+        found = queries.tiers[tier]
+        table.add_row(tier, "\n".join(_sources(queries, tier)), _duration(found.staleness_s), _duration(found.took_s))
+    table.caption = f"{queries.checked:,} answers checked, {queries.dishonest:,} dishonest"
     table.caption_justify = "left"
     return table
+
+
+def _sources(queries: QueryFigures, tier: Tier) -> list[str]:
+    """The most frequent source first, then what was not answered."""
+    answers = sorted(queries.tiers[tier].answers.items(), key=lambda item: -item[1])
+    return [f"{source} {count:,}" for source, count in answers] + [
+        f"{reason} {count:,}" for reason, count in queries.unanswered.get(tier, {}).items()
+    ]
+
+
+def _query_line(queries: QueryFigures) -> str:
+    told = "; ".join(
+        f"{tier} {', '.join(_sources(queries, tier)) or 'none'} ({_duration(queries.tiers[tier].staleness_s)} old)"
+        for tier in TIERS
+    )
+    problem = f"; {queries.problem}" if queries.problem else ""
+    return f"  queries: {told}; {queries.checked:,} checked, {queries.dishonest:,} dishonest{problem}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def _pipeline_rows(metrics: dict[str, float], behind: float | None) -> tuple[tuple[str, str, str], ...]:
