@@ -6,6 +6,7 @@ checked, by `Witness`.
 """
 
 import asyncio
+import itertools
 import secrets
 import time
 from collections import Counter
@@ -29,6 +30,8 @@ STAMP: Final = "stamp"
 
 _STAMP_EVERY_S = 0.25
 _ROUND_EVERY_S = 1.0
+# Rounds between two analytical ones: opening the warehouse's files is the dearest of all.
+_ANALYTICS_EVERY = 3
 _KNOWN_DEADLINE_S = 30.0
 _POLL_S = 0.1
 # Bounds on what a question costs, however long the demo runs and however large the fleet is.
@@ -103,8 +106,10 @@ class Questions:
                 await self._known(probe, [self._probe])
                 for tier in (await probe(query_pb2.GetFreshnessRequest())).tiers:
                     self._bounds_us[_name(tier.tier)] = tier.max_staleness_us
-                while True:
-                    await asyncio.gather(self._round(probe, fleet), asyncio.sleep(_ROUND_EVERY_S))
+                for number in itertools.count():
+                    analytics = number % _ANALYTICS_EVERY == 0
+                    work = self._round(probe, fleet, all_tiers=analytics)
+                    await asyncio.gather(work, asyncio.sleep(_ROUND_EVERY_S))
 
     async def ask_once(self) -> None:
         """One more round, for the end: by now every source holds everything. Without effect unless `run` ever asked."""
@@ -194,13 +199,14 @@ class Questions:
 
     # -- asking
 
-    async def _round(self, probe: Calls, fleet: Calls) -> None:
+    async def _round(self, probe: Calls, fleet: Calls, *, all_tiers: bool = True) -> None:
         """Every tier, each question beside the others."""
-        asked = [(tier, self._ask_probe(probe, tier)) for tier in TIERS]
+        tiers = [tier for tier in TIERS if all_tiers or tier != "analytics"]
+        asked = [(tier, self._ask_probe(probe, tier)) for tier in tiers]
         if self._freezers:
-            asked += [(tier, self._ask_fleet(fleet, tier)) for tier in TIERS]
+            asked += [(tier, self._ask_fleet(fleet, tier)) for tier in tiers]
         found = await asyncio.gather(*(self._answered(tier, question) for tier, question in asked))
-        for tier in TIERS:
+        for tier in tiers:
             told = [one for (of, _), one in zip(asked, found, strict=True) if of == tier and one is not None]
             if told:
                 self._last[tier] = (max(stale for stale, _ in told), max(took for _, took in told))
@@ -221,29 +227,41 @@ class Questions:
     async def _ask_probe(self, call: Calls, tier: Tier) -> query_pb2.Provenance:
         acked_before = self._witness.acked
         freshness = _freshness(tier)
-        if tier in ("critical", "dashboard"):
-            latest = await call(query_pb2.GetLatestRequest(entity=self._probe, freshness=freshness))
-            provenance: query_pb2.Provenance = latest.provenance
-            shown = Shown(max((one.value.int64_value for one in latest.latest.values), default=0))
-        else:
-            since_us = self._witness.since(_STAMPS)
-            request = query_pb2.AggregateRequest(
-                selection=query_pb2.Selection(entities=[self._probe]),
-                attributes=[STAMP],
-                start_time_us=since_us,
-                # To the end of this minute and the next, which rollups can serve whole.
-                end_time_us=(now_us() // _MINUTE_US + 2) * _MINUTE_US,
-                bucket=_MINUTES,
-                functions=[query_pb2.AGGREGATE_FUNCTION_COUNT, query_pb2.AGGREGATE_FUNCTION_MAX],
-                freshness=freshness,
-            )
-            answer = await call(request)
-            provenance, shown = answer.provenance, _shown(answer, since_us)
+        since_us = self._witness.since(_STAMPS)
+        # To the end of the next minute: rollups serve whole minutes only.
+        until_us = (now_us() // _MINUTE_US + 2) * _MINUTE_US
+        request: Any
+        match tier:
+            case "critical" | "dashboard":
+                request = query_pb2.GetLatestRequest(entity=self._probe, freshness=freshness)
+            case "report":
+                request = query_pb2.AggregateRequest(
+                    selection=query_pb2.Selection(entities=[self._probe]),
+                    attributes=[STAMP],
+                    start_time_us=since_us,
+                    end_time_us=until_us,
+                    bucket=_MINUTES,
+                    functions=[query_pb2.AGGREGATE_FUNCTION_COUNT, query_pb2.AGGREGATE_FUNCTION_MAX],
+                    freshness=freshness,
+                )
+            case "analytics":
+                request = query_pb2.ReadSeriesRequest(
+                    entities=[self._probe],
+                    attributes=[STAMP],
+                    start_time_us=since_us,
+                    end_time_us=until_us,
+                    # All of them: a second page would be another answer.
+                    page_size=2 * _STAMPS,
+                    freshness=freshness,
+                )
+        answer = await call(request)
         self._checked += 1
-        problem = self._witness.judge(self._bounds_us[tier], provenance, shown, acked_before)
+        shown = _shown(answer, since_us)
+        problem = self._witness.judge(self._bounds_us[tier], answer.provenance, shown, acked_before)
         if problem:
             self._dishonest += 1
             self._note_trouble(f"{tier}, dishonest: {problem}")
+        provenance: query_pb2.Provenance = answer.provenance
         return provenance
 
     async def _ask_fleet(self, call: Calls, tier: Tier) -> query_pb2.Provenance:
@@ -287,12 +305,14 @@ def _name(tier: "query_pb2.Tier.ValueType") -> Tier:
     return next(known for known in TIERS if known == name)
 
 
-def _shown(answer: query_pb2.AggregateResponse, since_us: int) -> Shown:
-    count = newest = 0
-    for series in answer.series:
-        for column in series.columns:
-            if column.function == query_pb2.AGGREGATE_FUNCTION_COUNT:
-                count += sum(column.int64_values)
-            else:
-                newest = max([newest, *column.int64_values])
-    return Shown(newest, count, since_us)
+def _shown(answer: Any, since_us: int) -> Shown:
+    """The stamps in an answer about the probe, whatever was asked."""
+    if isinstance(answer, query_pb2.GetLatestResponse):
+        return Shown(max((one.value.int64_value for one in answer.latest.values), default=0))
+    if isinstance(answer, query_pb2.ReadSeriesResponse):
+        stamps = [value for series in answer.series for value in series.int64_values]
+        return Shown(max(stamps, default=0), len(stamps), since_us)
+    columns = [column for series in answer.series for column in series.columns]
+    counts = [c.int64_values for c in columns if c.function == query_pb2.AGGREGATE_FUNCTION_COUNT]
+    newest = [c.int64_values for c in columns if c.function == query_pb2.AGGREGATE_FUNCTION_MAX]
+    return Shown(max((max(n) for n in newest if n), default=0), sum(map(sum, counts)), since_us)
