@@ -14,10 +14,10 @@ from runtime.logs import LogConfig, configure_logs
 from runtime.metrics import OpenTelemetryMetrics, TelemetryConfig
 from runtime.process import ExitCode, Shutdown, run_process
 from runtime.tracing import Tracing
-from storage.warehouse.config import WarehouseConfig, open_warehouse
+from storage.warehouse.config import WarehouseReadConfig, open_to_read
 from storage.warehouse.port import Warehouse
 
-CONFIGS = (GatewayConfig, TlsConfig, WarehouseConfig, AdminConfig, LogConfig, TelemetryConfig)
+CONFIGS = (GatewayConfig, TlsConfig, WarehouseReadConfig, AdminConfig, LogConfig, TelemetryConfig)
 
 DESCRIPTION = """\
 Serve device streams and queries until SIGTERM or SIGINT, then drain: streams are told to reconnect, what was received
@@ -27,6 +27,7 @@ Without TLS settings callers are believed to be whoever they say they are (devel
 loopback only. With them, callers are who their client certificate says; see `atlasco pki`.
 
 Analytical queries go to a warehouse where one is named: --warehouse-dir for a local one, --redshift-dsn for Redshift.
+They only read: a login without the right to write is enough, and the loader's bucket and role are not asked for.
 
   atlasco migrate --dsn postgresql://…        make or update the schema first
   atlasco serve --dsn postgresql://…          then serve on 127.0.0.1:7070
@@ -81,10 +82,11 @@ def _warehouse(arguments: argparse.Namespace, gateway: GatewayConfig) -> Warehou
         ConfigError: a setting is wrong.
         ValueError: a setting does not have the form it needs.
     """
-    settings = settings_of(WarehouseConfig)
+    settings = settings_of(WarehouseReadConfig)
     naming = (settings["directory"], settings["redshift_dsn"])
     if not any(getattr(arguments, entry.dest, None) or os.environ.get(entry.env) for entry in naming):
         return None
-    config = load_settings(WarehouseConfig, arguments)
+    config = load_settings(WarehouseReadConfig, arguments)
     # A local warehouse's catalog is read by the query role; the ingest role has no right to it.
-    return open_warehouse(replace(config, catalog_dsn=config.catalog_dsn or gateway.query_dsn))
+    config = replace(config, catalog_dsn=config.catalog_dsn or gateway.query_dsn)
+    return open_to_read(config, measured_s=gateway.warehouse_measured)

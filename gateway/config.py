@@ -127,6 +127,11 @@ class GatewayConfig:
     warehouse_queries: int = setting(
         "ATLASCO_WAREHOUSE_QUERIES", 2, "Queries at once in the warehouse; twice as many may wait.", parse=positive_int
     )
+    warehouse_measured: float = setting(
+        "ATLASCO_WAREHOUSE_MEASURED", 15.0,
+        "How old the measurement may be of how far Redshift has come; each one costs it a transaction.",
+        parse=duration,
+    )  # fmt: skip
     critical_staleness: float = setting(
         "ATLASCO_CRITICAL_STALENESS", 0.0, "How stale an answer of tier CRITICAL may be.", parse=duration
     )

@@ -11,7 +11,7 @@ from cli.maintain import MaintainConfig
 from cli.migrate import MigrateConfig
 from runtime.config import REQUIRED, load_settings, settings_of
 from runtime.logs import LogConfig
-from storage.warehouse.config import WarehouseConfig
+from storage.warehouse.config import WarehouseConfig, WarehouseReadConfig
 from tests.k8s.manifests import Container, Manifests
 
 # The configuration of each command that a container runs.
@@ -88,7 +88,7 @@ def test_the_program_accepts_the_environment(manifests: Manifests) -> None:
             for name, value in manifests.environment(container).items()
         }
         # A gateway may do without a warehouse; it then reads none of the warehouse's settings.
-        without = {WarehouseConfig} if command == "serve" and not environment.get("ATLASCO_REDSHIFT_DSN") else set()
+        without = {WarehouseReadConfig} if command == "serve" and not environment.get("ATLASCO_REDSHIFT_DSN") else set()
         for config in (config for config in CONFIGS[command] if config not in without):
             # Raises with every problem, a missing required setting among them.
             load_settings(config, argparse.Namespace(), environment)
