@@ -12,6 +12,7 @@ import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
+from gateway.config import GatewayConfig
 from runtime.config import load_settings, settings_of
 from tests.k8s.manifests import seconds
 from tests.k8s.test_configuration import CONFIGS
@@ -104,6 +105,45 @@ def test_logins_are_made_granted_and_used() -> None:
                 assert given["user"] in granted | {owner["POSTGRES_USER"]}
     replica = (REPOSITORY / "docker" / "postgres" / "replica.sh").read_text(encoding="utf-8")
     assert "--username=replicator" in replica and "replicator" in made
+
+
+def test_gateway_reads_from_the_replica() -> None:
+    gateway = environment("gateway")
+    config = load_settings(GatewayConfig, argparse.Namespace(), gateway)
+    (dsn,) = map(conninfo_to_dict, config.replicas)
+    # As the query role, on the streaming copy of the very database.
+    assert dsn == {**conninfo_to_dict(gateway["ATLASCO_QUERY_DSN"]), "host": "replica"}
+    assert SERVICES["replica"]["image"] == SERVICES["postgres"]["image"]
+    assert "replica" not in SERVICES["gateway"]["depends_on"], (
+        "a replica that is down must keep no gateway from starting"
+    )
+    # A standby refuses to start with fewer than its primary has; and each has room for the gateway's pools.
+    command = " ".join(SERVICES["postgres"]["command"])
+    script = (REPOSITORY / "docker" / "postgres" / "replica.sh").read_text(encoding="utf-8")
+    for name in ("max_connections", "max_locks_per_transaction", "max_wal_senders"):
+        (here,), (there,) = (re.findall(rf"-c{name}=(\d+)", text) for text in (command, script))
+        assert here == there, name
+    # Replay that waits for queries makes every answer stale.
+    assert "-cmax_standby_streaming_delay=1s" in script and "-chot_standby_feedback=on" in script
+
+
+def test_gateway_only_reads_the_warehouse() -> None:
+    """The volume is the loader's to write; the one thing a query writes is what outgrows memory, elsewhere."""
+    volumes = {
+        name: [v for v in service.get("volumes", []) if v.startswith("warehouse:")] for name, service in OURS.items()
+    }
+    directory = environment("gateway")["ATLASCO_WAREHOUSE_DIR"]
+    assert volumes["gateway"] == [f"warehouse:{directory}:ro"]
+    assert volumes["loader"] == volumes["warehouse"] == [f"warehouse:{directory}"]
+    assert environment("loader")["ATLASCO_WAREHOUSE_DIR"] == directory
+    assert set(SERVICES["gateway"]["tmpfs"]) == {"/tmp", f"{directory}/tmp"}
+    # What it reads has to be set up; and it reads the catalog as the query role, which may change nothing in it.
+    assert SERVICES["gateway"]["depends_on"]["warehouse"] == {"condition": "service_completed_successfully"}
+
+
+def test_rollup_worker_signs_in_as_itself() -> None:
+    assert environment("migrate")["ATLASCO_GRANT_ROLLUP"] == "rollup"
+    assert conninfo_to_dict(environment("rollup")["ATLASCO_DSN"])["user"] == "rollup"
 
 
 def test_certificates_are_made_where_they_are_read() -> None:
