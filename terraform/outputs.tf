@@ -62,6 +62,11 @@ output "postgres_replica_host" {
   value       = module.postgres.reader_host
 }
 
+output "postgres_member_hosts" {
+  description = "Hosts of the cluster's members, one of which writes: what the gateways' replicas are made of. Empty where there is a single instance."
+  value       = module.postgres.member_hosts
+}
+
 output "postgres_port" {
   description = "Port of PostgreSQL."
   value       = module.postgres.port

@@ -30,6 +30,11 @@ run "platform" {
   }
 
   assert {
+    condition     = length(output.postgres_member_hosts) == 0
+    error_message = "A single instance must not pass for its own replica."
+  }
+
+  assert {
     condition     = output.warehouse_host == "mock.redshift-serverless" && output.warehouse_port == 5439
     error_message = "Development must use the serverless warehouse, on the same port."
   }

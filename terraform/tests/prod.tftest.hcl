@@ -10,6 +10,21 @@ mock_provider "aws" {
   override_during = plan
 }
 
+override_data {
+  target = module.postgres.data.aws_db_instance.member[0]
+  values = { address = "mock-instance-1.rds" }
+}
+
+override_data {
+  target = module.postgres.data.aws_db_instance.member[1]
+  values = { address = "mock-instance-2.rds" }
+}
+
+override_data {
+  target = module.postgres.data.aws_db_instance.member[2]
+  values = { address = "mock-instance-3.rds" }
+}
+
 variables {
   alert_emails = ["oncall@atlasco.test"]
 
@@ -31,6 +46,12 @@ run "platform" {
   assert {
     condition     = output.postgres_host == "mock.cluster.rds" && output.postgres_replica_host == "mock.cluster-ro.rds"
     error_message = "Production must offer a host for writing and one for reading."
+  }
+
+  # In the order of their names, each once; the mock's own values would be one and the same for all.
+  assert {
+    condition     = tolist(output.postgres_member_hosts) == tolist(["mock-instance-1.rds", "mock-instance-2.rds", "mock-instance-3.rds"])
+    error_message = "Gateways need the address of each member: a replica is one server that proves its own freshness."
   }
 
   assert {
@@ -186,7 +207,7 @@ run "postgres" {
   }
 
   assert {
-    condition     = alltrue([for name, value in { "rds.force_ssl" = "1", "synchronous_commit" = "on", "password_encryption" = "scram-sha-256", "max_wal_size" = "32768", "max_connections" = "1000" } : contains([for parameter in aws_rds_cluster_parameter_group.this[0].parameter : "${parameter.name}=${parameter.value}"], "${name}=${value}")])
+    condition     = alltrue([for name, value in { "rds.force_ssl" = "1", "synchronous_commit" = "on", "password_encryption" = "scram-sha-256", "max_wal_size" = "32768", "max_connections" = "1300" } : contains([for parameter in aws_rds_cluster_parameter_group.this[0].parameter : "${parameter.name}=${parameter.value}"], "${name}=${value}")])
     error_message = "The parameter group must force TLS, keep commits durable and size the log."
   }
 
@@ -203,6 +224,53 @@ run "postgres" {
   assert {
     condition     = alltrue([for group in values(aws_cloudwatch_log_group.this) : group.kms_key_id == var.logs_kms_key_arn && startswith(group.name, "/aws/rds/cluster/atlasco-prod/")])
     error_message = "Database logs must land in encrypted groups under the name RDS uses."
+  }
+}
+
+# Each member is asked for by the name that the cluster gives it, none by a guess.
+run "postgres_members" {
+  command = plan
+
+  module {
+    source = "./modules/postgres"
+  }
+
+  variables {
+    settings = run.platform.settings.postgres
+  }
+
+  override_resource {
+    target          = aws_rds_cluster.this
+    override_during = plan
+    values = {
+      cluster_members    = ["b", "a"]
+      master_user_secret = [{ secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:rds-owner" }]
+    }
+  }
+
+  override_data {
+    target = data.aws_db_instance.member[0]
+    values = { address = "a.rds" }
+  }
+
+  override_data {
+    target = data.aws_db_instance.member[1]
+    values = { address = "b.rds" }
+  }
+
+  override_data {
+    target = data.aws_db_instance.member[2]
+    values = { address = "a.rds" }
+  }
+
+  assert {
+    condition     = [for member in data.aws_db_instance.member : member.db_instance_identifier] == ["a", "b", "a"]
+    error_message = "While a member is being replaced a plan must still be possible, with those that are there."
+  }
+
+  assert {
+    condition     = tolist(output.member_hosts) == tolist(["a.rds", "b.rds"])
+    error_message = "A member must not be named twice: it would pass for two replicas."
   }
 }
 
@@ -300,6 +368,12 @@ run "warehouse" {
   assert {
     condition     = toset(aws_redshift_logging.this[0].log_exports) == toset(["connectionlog", "userlog", "useractivitylog"]) && alltrue([for group in values(aws_cloudwatch_log_group.audit) : group.retention_in_days >= 365 && startswith(group.name, "/aws/redshift/cluster/atlasco-prod/")])
     error_message = "Audit logs must be complete and kept for a year."
+  }
+
+  # Gateways query it, loaders load it: both from the cluster, on the one port.
+  assert {
+    condition     = length(aws_vpc_security_group_ingress_rule.clients) == 1 && aws_vpc_security_group_ingress_rule.clients["cluster"].referenced_security_group_id == "sg-cluster" && aws_vpc_security_group_ingress_rule.clients["cluster"].from_port == 5439 && aws_vpc_security_group_ingress_rule.clients["cluster"].to_port == 5439 && aws_vpc_security_group_ingress_rule.clients["cluster"].cidr_ipv4 == null
+    error_message = "Only the cluster's security group may connect to the warehouse."
   }
 
   assert {
@@ -558,6 +632,22 @@ run "identities" {
       maintain = []
     })
     error_message = "A workload may move data it should not, or may not move data it must."
+  }
+
+  # Both of the gateway's logins have passwords: a right to make credentials would be one more way in.
+  assert {
+    condition = alltrue([
+      for identity, policy in output.policies : alltrue([
+        for action in flatten([for statement in jsondecode(policy).Statement : statement.Action]) :
+        !startswith(action, "redshift") && !startswith(action, "rds-db:")
+      ])
+    ])
+    error_message = "No identity may make database credentials: logins have passwords, from Secrets Manager."
+  }
+
+  assert {
+    condition     = toset(flatten([for statement in jsondecode(output.policies["gateway"]).Statement : statement.Action])) == toset(["secretsmanager:GetSecretValue", "secretsmanager:DescribeSecret", "kms:Decrypt"])
+    error_message = "The gateway reads its secrets, and does nothing else in AWS: the warehouse's bucket is the loader's."
   }
 
   assert {

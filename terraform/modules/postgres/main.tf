@@ -12,6 +12,9 @@ locals {
   # RDS names the members of a Multi-AZ DB cluster itself. Alarms need the names before they exist.
   instance_ids = local.is_cluster ? [for number in [1, 2, 3] : "${var.name}-instance-${number}"] : [var.name]
 
+  # The members as RDS knows them. While one is being replaced there are fewer: a plan must still be possible then.
+  members = local.is_cluster ? sort(tolist(aws_rds_cluster.this[0].cluster_members)) : []
+
   log_source = local.is_cluster ? "cluster" : "instance"
   log_types  = toset(["postgresql", "upgrade"])
 }
@@ -192,4 +195,12 @@ resource "aws_rds_cluster" "this" {
       error_message = "A Multi-AZ DB cluster needs provisioned storage: set postgres.storage_type to io2 (or io1) and postgres.iops to at least 1000."
     }
   }
+}
+
+# The cluster's own endpoints are one for the writer and one that spreads over the standbys. A reader that must know
+# which server answers, because each proves its own freshness, needs the members' addresses.
+data "aws_db_instance" "member" {
+  count = local.is_cluster ? 3 : 0
+
+  db_instance_identifier = try(local.members[count.index], local.members[0])
 }

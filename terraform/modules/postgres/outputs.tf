@@ -8,6 +8,11 @@ output "reader_host" {
   value       = local.is_cluster ? aws_rds_cluster.this[0].reader_endpoint : null
 }
 
+output "member_hosts" {
+  description = "Hosts of a Multi-AZ DB cluster's members, each one server; which of them writes changes with a failover. Empty for a single instance."
+  value       = distinct([for member in data.aws_db_instance.member : member.address])
+}
+
 output "port" {
   description = "Port of the database."
   value       = 5432

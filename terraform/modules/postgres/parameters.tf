@@ -80,7 +80,8 @@ locals {
 
     # --- Connections and locks ------------------------------------------------------------------
 
-    # Pools of all pods plus the maintenance job, and no more: the default grows with memory into
+    # Pools of all pods plus the maintenance job, and on a standby that was just promoted those that read from it, and
+    # no more: the default grows with memory into
     # thousands, each of which makes every snapshot dearer.
     "max_connections" = { value = tostring(var.settings.max_connections), apply = "pending-reboot" }
     # A statement that cannot prune locks every leaf and its indexes: up to about 2,000 leaves for each

@@ -67,6 +67,7 @@ mock_resource "aws_rds_cluster" {
   defaults = {
     endpoint           = "mock.cluster.rds"
     reader_endpoint    = "mock.cluster-ro.rds"
+    cluster_members    = ["mock-instance-1", "mock-instance-2", "mock-instance-3"]
     master_user_secret = [{ secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:rds-owner" }]
   }
 }
