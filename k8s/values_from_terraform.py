@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 NAMESPACE = "atlasco"
@@ -37,6 +37,7 @@ FROM_OUTPUTS: Mapping[str, Callable[[Outputs], Any]] = {
     "postgres-host": lambda out: out["postgres_host"],
     "postgres-port": lambda out: out["postgres_port"],
     "postgres-database": lambda out: out["postgres_database"],
+    "postgres-replica-dsns": lambda out: replica_dsns(out["postgres_member_hosts"]),
     "kafka-bootstrap-servers": lambda out: out["kafka_bootstrap_servers"],
     "kafka-partitions": lambda out: out["kafka_partitions"],
     "kafka-replication": lambda out: out["kafka_replication_factor"],
@@ -51,11 +52,27 @@ FROM_OUTPUTS: Mapping[str, Callable[[Outputs], Any]] = {
     "secret-postgres-loader": lambda out: out["secret_names"]["postgres_loader"],
     "secret-postgres-rollup": lambda out: out["secret_names"]["postgres_rollup"],
     "secret-warehouse-loader": lambda out: out["secret_names"]["warehouse_loader"],
+    "secret-warehouse-reader": lambda out: out["secret_names"]["warehouse_reader"],
 }
+
+# A single database has no standby.
+MAY_BE_EMPTY = {"postgres-replica-dsns"}
 
 
 class Unusable(Exception):
     """The outputs do not fit these manifests; the text says why."""
+
+
+def replica_dsns(members: Sequence[str]) -> str:
+    """ATLASCO_REPLICA_DSNS for the members of a Multi-AZ DB cluster: a connection string for each readable standby.
+
+    Which member writes changes with every failover, so no string names one host. libpq tries the hosts in order and
+    takes the first standby: of three members with one writer the order forwards and the order backwards always find
+    the two different standbys. `standby` and not `prefer-standby`: without a standby the gateway asks the primary by
+    its own connections, under its own limits.
+    """
+    orders = [list(members), list(reversed(members))][: max(0, len(members) - 1)]
+    return ";".join(f"$(ATLASCO_QUERY_DSN) host={','.join(order)} target_session_attrs=standby" for order in orders)
 
 
 def values_of(outputs: Outputs) -> dict[str, str]:
@@ -68,7 +85,7 @@ def values_of(outputs: Outputs) -> dict[str, str]:
             value = read(outputs)
         except KeyError as error:
             raise Unusable(f"there is no output for {key}: {error}") from error
-        if value is None or value == "":
+        if value is None or (value == "" and key not in MAY_BE_EMPTY):
             raise Unusable(f"the output for {key} is empty: has everything been applied?")
         values[key] = str(value)
     return values

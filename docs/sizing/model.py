@@ -113,6 +113,16 @@ class Limits:
     gateway_streams: int = 20_000
     gateway_cores: float = 0.6
     gateway_connections: int = 14
+    # To each standby: ATLASCO_REPLICA_CONNECTIONS and the probe's one.
+    replica_connections: int = 5
+    # Of the two standbys of a Multi-AZ DB cluster the other carries both pools while one is away.
+    standbys: int = 2
+    # To Redshift: ATLASCO_WAREHOUSE_QUERIES, as many again to cancel them, and the measurement. AWS documents 500
+    # connections of a cluster and 50 slots of all its queues together.
+    warehouse_queries: int = 2
+    warehouse_connections: int = 5
+    redshift_connections: int = 500
+    redshift_slots: int = 50
     # 4 slots shared by small tenants; leaves of a typed table at which planning slows down.
     customer_slots: int = 4
     days_ahead: int = 5
@@ -191,7 +201,32 @@ class Sizing:
     @property
     def connections(self) -> int:
         """To one writer, if each gateway belongs to one writer; with relays, loaders and jobs."""
-        return ceil(self.gateways / self.writers) * LIMITS.gateway_connections + 48
+        return self.gateways_of_a_writer * LIMITS.gateway_connections + 48
+
+    @property
+    def gateways_of_a_writer(self) -> int:
+        """If each gateway belongs to one."""
+        return ceil(self.gateways / self.writers)
+
+    @property
+    def standby_connections(self) -> int:
+        """To a standby that stands alone."""
+        return self.gateways_of_a_writer * LIMITS.replica_connections * LIMITS.standbys
+
+    @property
+    def connections_after_failover(self) -> int:
+        """To a writer that was a standby: what reads from it stays until the pools replace their connections."""
+        return self.connections + self.gateways_of_a_writer * LIMITS.replica_connections
+
+    @property
+    def warehouse_connections(self) -> int:
+        """To one Redshift, if all gateways ask it; with loaders and operators."""
+        return self.gateways * LIMITS.warehouse_connections + 18
+
+    @property
+    def warehouse_queries(self) -> int:
+        """At once, if every gateway asks as much as it may."""
+        return self.gateways * LIMITS.warehouse_queries
 
 
 def nearest(figures: Mapping[int, float], per_message: int) -> float:
@@ -303,6 +338,10 @@ def sizes_table() -> str:
         ("gateways, by open streams", lambda s: number(s.gateways_by_streams)),
         ("gateways, by CPU", lambda s: number(s.gateways_by_cpu)),
         ("connections of each writer", lambda s: number(s.connections)),
+        ("connections of a writer after a failover", lambda s: number(s.connections_after_failover)),
+        ("connections of a standby that is alone", lambda s: number(s.standby_connections)),
+        ("Redshift: connections (of 500)", lambda s: number(s.warehouse_connections)),
+        ("Redshift: queries at once", lambda s: number(s.warehouse_queries)),
         ("Kafka: partitions", lambda s: number(s.partitions)),
         ("Kafka: brokers", lambda s: number(s.brokers)),
         ("Kafka: 7 days, 3 replicas", lambda s: amount(s.kafka_bytes)),

@@ -118,17 +118,23 @@ class Manifests:
                 yield Container(workload, pod, spec, init=False)
 
     def environment(self, container: Container) -> dict[str, str]:
-        """The container's variables; those from secrets as `secret:<name>/<key>`."""
+        """The container's variables; those from secrets as `secret:<name>/<key>`.
+
+        `$(NAME)` becomes what the kubelet puts in: a variable that stands before it in `env`, and none of `envFrom`.
+        """
         variables: dict[str, str] = {}
+        before: dict[str, str] = {}
         for source in container.spec.get("envFrom", []):
             variables |= self.get("ConfigMap", source["configMapRef"]["name"])["data"]
         for entry in container.spec.get("env", []):
             if "value" in entry:
-                variables[entry["name"]] = entry["value"]
+                before[entry["name"]] = re.sub(
+                    r"\$\((\w+)\)", lambda found: before.get(found[1], found[0]), entry["value"]
+                )
             else:
                 key = entry["valueFrom"]["secretKeyRef"]
-                variables[entry["name"]] = f"secret:{key['name']}/{key['key']}"
-        return variables
+                before[entry["name"]] = f"secret:{key['name']}/{key['key']}"
+        return variables | before
 
 
 def seconds(text: str) -> float:

@@ -1,7 +1,11 @@
 """Every variable in the manifests is one the program reads, and the program accepts what they say."""
 
 import argparse
+import re
 from typing import Any
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 import cli.load
 import cli.relay
@@ -9,6 +13,7 @@ import cli.rollup
 import cli.serve
 from cli.maintain import MaintainConfig
 from cli.migrate import MigrateConfig
+from gateway.config import GatewayConfig
 from runtime.config import REQUIRED, load_settings, settings_of
 from runtime.logs import LogConfig
 from storage.warehouse.config import WarehouseConfig, WarehouseReadConfig
@@ -37,6 +42,7 @@ SECRETS = {
     "secret:atlasco-database/loader-dsn": "user=loader password=x",
     "secret:atlasco-database/rollup-dsn": "user=rollup password=x",
     "secret:atlasco-warehouse/loader-dsn": "redshift://loader:x@host:5439/atlasco",
+    "secret:atlasco-warehouse/reader-dsn": "redshift://reader:x@host:5439/atlasco",
 }
 
 
@@ -84,7 +90,7 @@ def test_the_program_accepts_the_environment(manifests: Manifests) -> None:
         if command is None:
             continue
         environment = {
-            name: SECRETS[value] if value.startswith("secret:") else value
+            name: re.sub(r"secret:[a-z-]+/[a-z-]+", lambda found: SECRETS[found[0]], value)
             for name, value in manifests.environment(container).items()
         }
         # A gateway may do without a warehouse; it then reads none of the warehouse's settings.
@@ -104,7 +110,11 @@ def test_secrets_never_stand_in_a_config_map(manifests: Manifests) -> None:
         assert not secret & item["data"].keys()
     for container in manifests.containers():
         for name in secret & manifests.environment(container).keys():
-            assert manifests.environment(container)[name].startswith("secret:")
+            # One that is put together of others begins with a login of the secret; or it is not set.
+            value = manifests.environment(container)[name]
+            assert value == "" or value.startswith("secret:")
+            for part in value.split(";"):
+                assert not re.search(r"\bpassword=", part)
 
 
 def test_gateway_uses_mutual_tls(manifests: Manifests) -> None:
@@ -129,3 +139,53 @@ def test_each_process_signs_in_as_itself(manifests: Manifests) -> None:
         assert "owner-dsn" not in value or name.startswith(("Job/", "CronJob/"))
     gateway = next(c for c in manifests.containers() if c.name == "Deployment/atlasco-gateway/gateway")
     assert manifests.environment(gateway)["ATLASCO_QUERY_DSN"] == "secret:atlasco-database/query-dsn"
+
+
+def gateway_of(manifests: Manifests) -> Container:
+    return next(c for c in manifests.containers() if c.name == "Deployment/atlasco-gateway/gateway")
+
+
+def test_gateway_asks_each_standby_as_the_query_role(manifests: Manifests) -> None:
+    environment = manifests.environment(gateway_of(manifests))
+    config = load_settings(GatewayConfig, argparse.Namespace(), environment)
+    # Development has one database, and no standby of it.
+    assert len(config.replicas) == (0 if manifests.name == "dev" else 2)
+    orders = []
+    for dsn in config.replicas:
+        login, _, rest = dsn.partition(" ")
+        # The same login and nobody else's, put in by the kubelet; no `$(…)` was left standing.
+        assert login == environment["ATLASCO_QUERY_DSN"] == "secret:atlasco-database/query-dsn"
+        given = conninfo_to_dict(rest)
+        assert given["target_session_attrs"] == "standby"
+        orders.append(str(given["host"]).split(","))
+        # Port, database and TLS are the primary's, by libpq's own variables.
+        assert given.keys() == {"host", "target_session_attrs"}
+    assert not orders or orders[0] == orders[1][::-1]
+
+
+def test_gateway_reads_the_warehouse_and_only_reads(manifests: Manifests) -> None:
+    gateway = gateway_of(manifests)
+    environment = manifests.environment(gateway)
+    assert environment["ATLASCO_WAREHOUSE"] == "redshift"
+    assert environment["ATLASCO_REDSHIFT_DSN"] == "secret:atlasco-warehouse/reader-dsn"
+    # What only a loader has.
+    for name in ("ATLASCO_REDSHIFT_STAGING", "ATLASCO_REDSHIFT_COPY_ROLE", "ATLASCO_AWS_REGION"):
+        assert name not in environment
+    (entry,) = [e for e in gateway.spec["env"] if e["name"] == "ATLASCO_REDSHIFT_DSN"]
+    # In production a secret that lacks the key is a mistake to be seen; in development it is the way to do without.
+    assert entry["valueFrom"]["secretKeyRef"].get("optional", False) == (manifests.name == "dev")
+
+
+@pytest.mark.parametrize(("redshift", "read"), [(True, True), (False, False)], ids=["with the key", "without it"])
+def test_serve_opens_what_the_manifests_say(redshift: bool, read: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`atlasco serve` itself: no bucket, no region, and without a connection string no warehouse."""
+    from storage.warehouse.redshift_reader import RedshiftReader
+
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ATLASCO_DSN", "user=ingest")
+    monkeypatch.setenv("ATLASCO_WAREHOUSE", "redshift")
+    if redshift:
+        monkeypatch.setenv("ATLASCO_REDSHIFT_DSN", SECRETS["secret:atlasco-warehouse/reader-dsn"])
+    opened = cli.serve._warehouse(argparse.Namespace(), GatewayConfig(dsn="user=ingest"))
+    assert isinstance(opened, RedshiftReader) if read else opened is None

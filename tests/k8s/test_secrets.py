@@ -4,6 +4,7 @@ import re
 
 from psycopg.conninfo import conninfo_to_dict
 
+from storage.warehouse.redshift_session import RedshiftLogin
 from tests.k8s.manifests import REPOSITORY, Manifests
 
 
@@ -12,8 +13,7 @@ def named(manifests: Manifests) -> dict[str, set[str]]:
     keys: dict[str, set[str]] = {}
     for container in manifests.containers():
         for value in manifests.environment(container).values():
-            if value.startswith("secret:"):
-                name, _, key = value.removeprefix("secret:").partition("/")
+            for name, key in re.findall(r"secret:([a-z-]+)/([a-z-]+)", value):
                 keys.setdefault(name, set()).add(key)
         for volume in container.pod["volumes"]:
             for source in (volume, *volume.get("projected", {}).get("sources", [])):
@@ -60,6 +60,21 @@ def test_templates_make_connection_strings(prod: Manifests) -> None:
         text = re.sub(r"\{\{ \.\w+User \}\}", "someone", text)
         assert conninfo_to_dict(text) == {"user": "someone", "password": password}, key
         assert r'replace "\\" "\\\\" | replace "' in template
+
+
+def test_templates_make_the_warehouses_addresses(prod: Manifests) -> None:
+    spec = prod.get("ExternalSecret", "atlasco-warehouse")["spec"]
+    secrets = {entry["secretKey"]: entry["remoteRef"]["key"] for entry in spec["data"]}
+    templates = spec["target"]["template"]["data"]
+    assert templates.keys() == {"loader-dsn", "reader-dsn"}
+    for user, other in (("loader", "reader"), ("reader", "loader")):
+        text = re.sub(r"\{\{ \.\w+ \}\}", "x", templates[f"{user}-dsn"])
+        login = RedshiftLogin.parse(text)
+        assert (login.port, login.database) == (5439, "atlasco")
+        assert login.host.endswith(".amazonaws.com")
+        # Each signs in as itself: the reader's connection string must not be able to write.
+        assert f".{user}User" in templates[f"{user}-dsn"] and f".{other}" not in templates[f"{user}-dsn"]
+        assert secrets[f"{user}User"] == secrets[f"{user}Password"] == f"atlasco-prod/warehouse/{user}"
 
 
 def test_the_plain_way_is_documented(manifests: Manifests) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from gateway.config import GatewayConfig
 from tests.k8s.manifests import K8S, REPOSITORY, Manifests
+from tests.k8s.test_workloads import REDSHIFT_CONNECTIONS, REDSHIFT_SLOTS, lanes_of_a_new_database
 
 PAGE = REPOSITORY / "docs" / "sizing.md"
 MODEL: dict[str, Any] = runpy.run_path(str(REPOSITORY / "docs" / "sizing" / "model.py"))
@@ -46,7 +48,7 @@ def test_figures_are_near_those_of_the_benchmark(row: str, field: str) -> None:
 
 
 def test_one_million_devices_fit_production(prod: Manifests) -> None:
-    sizing = SIZE(MILLION)
+    sizing, limits = SIZE(MILLION), MODEL["LIMITS"]
     assert sizing.writers == 1
     text = (REPOSITORY / "terraform" / "prod.tfvars").read_text(encoding="utf-8")
 
@@ -57,14 +59,39 @@ def test_one_million_devices_fit_production(prod: Manifests) -> None:
 
     stored = sizing.history_bytes + sizing.latest_bytes + sizing.outbox_bytes
     assert stored <= 0.75 * value("allocated_storage_gib") * 2**30
-    assert sizing.connections <= 0.95 * value("max_connections")
+    assert sizing.connections < sizing.connections_after_failover <= 0.95 * value("max_connections")
+    assert sizing.standby_connections <= 0.95 * value("max_connections")
+    assert sizing.warehouse_connections <= 0.95 * limits.redshift_connections
+    assert sizing.warehouse_queries <= limits.redshift_slots * (1 + value("concurrency_scaling_max"))
     assert sizing.partitions <= value("partitions")
     assert sizing.kafka_bytes <= 0.6 * 3 * value("storage_gib") * 2**30
     assert sum(MODEL["cost"](sizing).values()) <= value("monthly_budget_usd")
     assert sizing.gateways <= prod.get("HorizontalPodAutoscaler", "atlasco-gateway")["spec"]["maxReplicas"]
-    limits = MODEL["LIMITS"]
     metrics = (K8S / "components" / "autoscale-on-streams" / "autoscaler.yaml").read_text(encoding="utf-8")
     assert f'"{limits.gateway_streams}"' in metrics or f"{limits.gateway_streams // 1000}k" in metrics
+
+
+def test_connections_of_a_gateway_are_its_settings() -> None:
+    """The model multiplies what the configuration holds; the lanes are the database's."""
+    limits, config = MODEL["LIMITS"], GatewayConfig(dsn="")
+    own = config.registry_connections + config.unary_connections + config.query_connections
+    assert limits.gateway_connections == lanes_of_a_new_database() + own + 2
+    assert limits.replica_connections == config.replica_connections + 1
+    assert limits.warehouse_queries == config.warehouse_queries
+    assert limits.warehouse_connections == 2 * config.warehouse_queries + 1
+    assert (limits.redshift_connections, limits.redshift_slots) == (REDSHIFT_CONNECTIONS, REDSHIFT_SLOTS)
+
+
+def test_what_the_page_says_of_the_ends() -> None:
+    limits, text = MODEL["LIMITS"], " ".join(PAGE.read_text(encoding="utf-8").split())
+    found = re.search(r"\*\*At ([\d,]+) connections\*\*, that is (\d+) gateways", text)
+    tfvars = (REPOSITORY / "terraform" / "prod.tfvars").read_text(encoding="utf-8")
+    allowed = re.search(r"max_connections\s*= (\d+)", tfvars)
+    assert found and allowed
+    assert int(found[1].replace(",", "")) == int(allowed[1])
+    assert int(found[2]) == (int(allowed[1]) - 48) // (limits.gateway_connections + limits.replica_connections)
+    ends = re.search(r"\*\*Redshift ends at (\d+) gateways\*\*", text)
+    assert ends and int(ends[1]) == (limits.redshift_connections - 18) // limits.warehouse_connections
 
 
 def test_storage_decides_where_the_rate_is_small() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
+from psycopg.conninfo import conninfo_to_dict
 
-from k8s.values_from_terraform import FROM_OUTPUTS, NAMESPACE, Unusable, render, values_of
+from k8s.values_from_terraform import FROM_OUTPUTS, NAMESPACE, Unusable, render, replica_dsns, values_of
 from storage.kafka import DEFAULT_TOPIC
 from storage.loader.config import LoaderConfig
 from tests.k8s.manifests import K8S, OVERLAYS, REPOSITORY, Manifests
@@ -28,6 +29,7 @@ OUTPUTS: dict[str, Any] = {
     "postgres_host": "db.example",
     "postgres_port": 5432,
     "postgres_database": "atlasco",
+    "postgres_member_hosts": ["db-1.example", "db-2.example", "db-3.example"],
     "kafka_bootstrap_servers": "b-1.example:9098,b-2.example:9098",
     "kafka_partitions": 8,
     "kafka_replication_factor": 2,
@@ -45,6 +47,7 @@ OUTPUTS: dict[str, Any] = {
         "postgres_loader": "atlasco-dev/postgres/loader",
         "postgres_rollup": "atlasco-dev/postgres/rollup",
         "warehouse_loader": "atlasco-dev/warehouse/loader",
+        "warehouse_reader": "atlasco-dev/warehouse/reader",
     },
 }
 
@@ -84,8 +87,10 @@ def test_every_value_is_written_and_put_into_place() -> None:
 
 
 def test_every_value_arrives(prod: Manifests) -> None:
+    # Long ones are wrapped.
+    text = " ".join(prod.text.split())
     for name, value in data_of("prod").items():
-        assert value in prod.text, name
+        assert value in text, name
 
 
 def test_values_of_outputs() -> None:
@@ -154,6 +159,38 @@ def test_logins_are_those_of_the_secrets(manifests: Manifests) -> None:
     assert granted == {purpose.upper(): login for purpose, login in users.items()}
     for purpose in users:
         assert FROM_OUTPUTS[f"secret-postgres-{purpose}"](OUTPUTS) == f"atlasco-dev/postgres/{purpose}"
+
+
+def hosts_in(dsns: str) -> list[list[str]]:
+    """The hosts of each connection string, in libpq's order."""
+    return [str(conninfo_to_dict(dsn.partition(" ")[2])["host"]).split(",") for dsn in dsns.split(";") if dsn]
+
+
+@pytest.mark.parametrize("writer", ["db-1.example", "db-2.example", "db-3.example"])
+def test_whoever_writes_each_standby_has_a_connection_string(writer: str) -> None:
+    members = OUTPUTS["postgres_member_hosts"]
+    # libpq takes the first that is a standby.
+    found = [next(host for host in order if host != writer) for order in hosts_in(replica_dsns(members))]
+    assert sorted(found) == sorted({*members} - {writer})
+
+
+def test_a_cluster_that_is_being_repaired_has_one_standby() -> None:
+    assert hosts_in(replica_dsns(["a", "b"])) == [["a", "b"]]
+    assert hosts_in(replica_dsns(["a"])) == hosts_in(replica_dsns([])) == []
+
+
+def test_one_database_has_no_replica_and_that_is_said() -> None:
+    values = values_of({**OUTPUTS, "postgres_member_hosts": []})
+    assert values["postgres-replica-dsns"] == ""
+
+
+def test_the_warehouses_users_are_those_of_the_guide() -> None:
+    users = dict(re.findall(r'"warehouse/([a-z]+)"\s*=\s*"([a-z_]+)"', text_of("main.tf")))
+    guide = (REPOSITORY / "docs" / "deploy-aws.md").read_text(encoding="utf-8")
+    queues = text_of("modules/warehouse/wlm.tf")
+    for purpose, group in (("loader", "atlasco_load"), ("reader", "atlasco_read")):
+        assert f"CREATE USER {users[purpose]} PASSWORD '<password of warehouse_{purpose}>' IN GROUP {group};" in guide
+        assert f'"{group}"' in queues
 
 
 def test_staging_is_where_the_loader_may_write(manifests: Manifests) -> None:

@@ -1,14 +1,19 @@
 """The parts fit each other: probes and ports, selectors and labels, accounts, volumes, times."""
 
+import argparse
 import re
 
 import pytest
 
+from runtime.config import load_settings
 from tests.k8s.manifests import Manifests, seconds, selects
 
 # After the lanes: the last push of metrics, which runtime.metrics bounds.
 METRICS_CLOSE_S = 8
 PORT_CLOSE_S = 1
+# What AWS documents for a provisioned cluster: connections, and slots of all queues together.
+REDSHIFT_CONNECTIONS = 500
+REDSHIFT_SLOTS = 50
 
 
 def ports_of(container: dict[str, object]) -> dict[str, int]:
@@ -145,6 +150,38 @@ def test_network_policies_name_real_pods_and_ports(manifests: Manifests) -> None
     assert {int(broker.rpartition(":")[2]) for broker in brokers} <= outgoing
 
 
+# Who may call whom: ports of the VPC's services, by component. What is not here must not be reachable.
+REACHES = {
+    "gateway": {5432, 5439},
+    "relay": {5432, 9098},
+    "loader": {5432, 9098, 5439},
+    "rollup": {5432},
+    "migrate": {5432},
+    "maintain": {5432},
+}
+
+
+def test_each_component_reaches_what_it_needs_and_no_more(manifests: Manifests) -> None:
+    found: dict[str, set[int]] = {}
+    for _, template in manifests.workloads():
+        labels = template["metadata"]["labels"]
+        found[labels["app.kubernetes.io/component"]] = {
+            port["port"]
+            for policy in manifests.of_kind("NetworkPolicy")
+            if selects(policy["spec"]["podSelector"], labels) and "Egress" in policy["spec"]["policyTypes"]
+            for rule in policy["spec"].get("egress", [])
+            if {"ipBlock": {"cidr": "10.0.0.0/8"}} in rule["to"]
+            for port in rule["ports"]
+        }
+    assert found == REACHES
+
+
+def test_metrics_of_every_deployment_can_be_scraped(manifests: Manifests) -> None:
+    (policy,) = [item for item in manifests.of_kind("NetworkPolicy") if item["metadata"]["name"] == "metrics"]
+    for _, template in manifests.workloads():
+        assert selects(policy["spec"]["podSelector"], template["metadata"]["labels"])
+
+
 def test_accounts_are_declared_and_hold_no_token(manifests: Manifests) -> None:
     accounts = {account["metadata"]["name"]: account for account in manifests.of_kind("ServiceAccount")}
     for account in accounts.values():
@@ -244,27 +281,64 @@ def lanes_of_a_new_database() -> int:
     return int(found[1])
 
 
-@pytest.mark.parametrize("overlay", ["dev", "prod"])
-def test_connections_fit_into_the_database(overlay: str) -> None:
-    from gateway.config import GatewayConfig
-    from tests.k8s.manifests import K8S, REPOSITORY, kustomize
+class Connections:
+    """What the pools of one overlay may hold at the most."""
 
-    manifests = Manifests(overlay, kustomize(K8S / "overlays" / overlay))
-    text = (REPOSITORY / "terraform" / f"{overlay}.tfvars").read_text(encoding="utf-8")
-    found = re.search(r"max_connections\s*=\s*(\d+)", text)
-    assert found
-    defaults = GatewayConfig(dsn="")
-    each = (
-        lanes_of_a_new_database()
-        + defaults.registry_connections
-        + defaults.unary_connections
-        + defaults.query_connections
-    )
-    # One more during a rollout; in each pod the heartbeat, and before it starts the schema check.
-    gateways = manifests.get("HorizontalPodAutoscaler", "atlasco-gateway")["spec"]["maxReplicas"] + 1
-    relays = manifests.get("Deployment", "atlasco-relay")["spec"]["replicas"]
-    loaders = manifests.get("Deployment", "atlasco-loader")["spec"]["replicas"]
-    rollups = manifests.get("Deployment", "atlasco-rollup")["spec"]["replicas"]
-    # A relay's pool has 8; a loader and a rollup worker keep a few; jobs and operators have a dozen.
-    total = gateways * (each + 2) + relays * 8 + (loaders + rollups) * 4 + 12
-    assert total <= 0.95 * int(found[1])
+    def __init__(self, overlay: str) -> None:
+        from gateway.config import GatewayConfig
+        from tests.k8s.manifests import K8S, REPOSITORY, kustomize
+
+        manifests = Manifests(overlay, kustomize(K8S / "overlays" / overlay))
+        text = (REPOSITORY / "terraform" / f"{overlay}.tfvars").read_text(encoding="utf-8")
+
+        def value(name: str, otherwise: int = 0) -> int:
+            found = re.search(rf"\b{name}\s*=\s*(\d+)", text)
+            return int(found[1]) if found else otherwise
+
+        (gateway,) = [c for c in manifests.containers() if c.name == "Deployment/atlasco-gateway/gateway"]
+        config = load_settings(GatewayConfig, argparse.Namespace(), manifests.environment(gateway))
+        self.allowed = value("max_connections")
+        # One more during a rollout.
+        self.gateways = manifests.get("HorizontalPodAutoscaler", "atlasco-gateway")["spec"]["maxReplicas"] + 1
+        # In each pod the heartbeat, and before it starts the schema check.
+        own = config.registry_connections + config.unary_connections + config.query_connections + 2
+        self.of_a_gateway = lanes_of_a_new_database() + own
+
+        def replicas(name: str) -> int:
+            count: int = manifests.get("Deployment", f"atlasco-{name}")["spec"]["replicas"]
+            return count
+
+        # A relay's pool has 8; a loader and a rollup worker keep a few; jobs and operators have a dozen.
+        self.others = replicas("relay") * 8 + (replicas("loader") + replicas("rollup")) * 4 + 12
+        # With the probe's.
+        self.of_a_replica = config.replica_connections + 1
+        self.replicas = len(config.replicas)
+        self.warehouse_queries = self.gateways * config.warehouse_queries
+        # Each query, what cancels it, and the measurement.
+        self.of_the_warehouse = self.gateways * (2 * config.warehouse_queries + 1) + replicas("loader") * 2 + 12
+        self.scaling_clusters = value("concurrency_scaling_max")
+
+
+@pytest.mark.parametrize("overlay", ["dev", "prod"])
+def test_connections_fit_into_the_primary(overlay: str) -> None:
+    found = Connections(overlay)
+    now = found.gateways * found.of_a_gateway + found.others
+    # A standby that becomes the primary keeps the connections that read from it, until the pools replace them.
+    left_over = found.gateways * found.of_a_replica if found.replicas else 0
+    assert now + left_over <= 0.95 * found.allowed
+
+
+@pytest.mark.parametrize("overlay", ["dev", "prod"])
+def test_connections_fit_into_a_standby(overlay: str) -> None:
+    """One parameter group for all members; while one is away the other has the pools of both."""
+    found = Connections(overlay)
+    assert found.gateways * found.of_a_replica * found.replicas <= 0.95 * found.allowed
+
+
+@pytest.mark.parametrize("overlay", ["dev", "prod"])
+def test_connections_and_queries_fit_into_the_warehouse(overlay: str) -> None:
+    found = Connections(overlay)
+    assert found.of_the_warehouse <= 0.95 * REDSHIFT_CONNECTIONS
+    # The main cluster's slots and those of the clusters that concurrency scaling may add. Automatic workload management
+    # may give fewer: then queries wait in Redshift's queue, and the gateway's time limit ends them.
+    assert found.warehouse_queries <= REDSHIFT_SLOTS * (1 + found.scaling_clusters)
