@@ -14,9 +14,11 @@ from storage.model import ValueType
 from storage.read_warehouse import warehouse_names
 from storage.warehouse.config import WarehouseConfig, WarehouseReadConfig, open_to_read
 from storage.warehouse.port import QueryRefused, Warehouse
+from storage.warehouse.reader import WarehouseReader
 from storage.warehouse.redshift import RedshiftWarehouse
 from storage.warehouse.redshift_reader import RedshiftReader
 from storage.warehouse.redshift_session import RedshiftLogin
+from storage.warehouse.statements import statements
 from tests.warehouse.redshift_stand_in import RedshiftStandIn
 from tests.warehouse_fixtures import TestDatabase
 
@@ -79,7 +81,7 @@ def test_the_guides_grants_are_enough_to_read(reading: RedshiftStandIn, database
         connection.execute("INSERT INTO atlasco.attributes VALUES (1, 3, 'level', 'double')")
     grant(database)
     warehouse = reader(reading)
-    names, completeness = warehouse_names(warehouse, "acme", ["pump"], ["level"])
+    names, completeness = warehouse_names(WarehouseReader(warehouse), "acme", ["pump"], ["level"])
     assert names.entities == {7: "pump"}
     assert completeness == warehouse.completeness()
     for value_type in ValueType:
@@ -105,6 +107,14 @@ def test_they_are_for_nothing_else(reading: RedshiftStandIn, database: TestDatab
     assert may_make == (False,)
     with pytest.raises(StorageDefect, match="permission denied"):
         reader(reading).halt(0, 1, "a reader must not be able to")
+
+
+def test_they_name_every_relation_that_a_question_reads() -> None:
+    """The statements of questions name no schema; those of the state are in the other file, and tried above."""
+    texts = " ".join(statements("analytics.sql").values())
+    read = set(re.findall(r"\b(?:FROM|JOIN)\s+([a-z_]+)", texts))
+    granted = set(re.findall(r"atlasco\.([a-z_]+)", " ".join(grants())))
+    assert read and read <= granted
 
 
 def test_without_rights_it_is_away_until_they_are_granted(reading: RedshiftStandIn, database: TestDatabase) -> None:
