@@ -8,7 +8,7 @@ from router.breaker import Breaker
 from router.database import range_cut
 from router.plan import SourceKind, Standing
 from router.tiers import Degradation, DegradedReason, Proof, Question, Requirement, Unproven
-from storage.errors import QueryCanceled, StorageBusy, StorageUnavailable
+from storage.errors import QueryCanceled, StorageBusy, StorageError, StorageUnavailable
 from storage.read_warehouse import UnknownToWarehouse
 from storage.warehouse.cancellation import Cancellation
 from storage.warehouse.port import Completeness, Warehouse, WarehouseMissing
@@ -61,12 +61,13 @@ class WarehouseSource:
         loop = asyncio.get_running_loop()
         try:
             self._known = await loop.run_in_executor(None, self._warehouse.completeness)
-        except StorageUnavailable as error:
-            self.breaker.failed(str(error))
         except WarehouseMissing as error:
             # Set up later, it is found later: no failure of a server that should be left alone.
             self._known = None
             self.breaker.problem = str(error)
+        except StorageError as error:
+            # Rights that are missing, too: whatever is wrong with the warehouse, devices go on being served.
+            self.breaker.failed(str(error))
         else:
             self.breaker.answered(probe=True)
 

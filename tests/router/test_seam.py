@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from embedded.postgres import EmbeddedPostgres
+from router.breaker import FAILURES
 from router.clock import PrimaryClock
 from router.database import DatabaseSource
 from router.execute import Routed, Router
@@ -23,18 +24,19 @@ from router.warehouse import WarehouseSource
 from storage.aggregate_buckets import Bucket, BucketUnit, bucket_edges
 from storage.aggregate_model import AggregateQuestion, Function, Selection
 from storage.database import Pool, PoolSettings, Role, make_pool
-from storage.errors import QueryCanceled
+from storage.errors import QueryCanceled, StorageDefect
 from storage.heartbeat import beat
 from storage.read_model import Position, SeriesPage, SeriesQuestion
 from storage.read_session import ReadSession
 from storage.read_tenants import TenantDirectory
-from storage.warehouse.port import Completeness
+from storage.warehouse.local import LocalWarehouse
+from storage.warehouse.port import EVERYTHING, Completeness, Scope
 from storage.warehouse.reader import WarehouseReader
 from tests.router.platform import ATTRIBUTES, DAY_US, DEVICES, HOUR_US, TENANT, TYPES, Platform, some_rows
 from tests.router.router_support import DATABASE, prepared
 
 TIMEOUT_S = 20.0
-EVERYTHING = Need(0)
+CRITICAL = Need(0)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ async def test_the_older_part_really_comes_from_the_warehouse(
         # Past the database's retention: only the warehouse has it now.
         platform.owner.execute("UPDATE tenants SET window_past = '1 day', retention = '10 days'")
         question = SeriesQuestion(["d0"], ["temperature"], platform.now_us - 16 * DAY_US, platform.now_us)
-        rows, (page,) = await all_pages(routing, question, 1_000, EVERYTHING)
+        rows, (page,) = await all_pages(routing, question, 1_000, CRITICAL)
         assert page.proof.kind is SourceKind.SPLIT
         assert not page.proof.degraded
         assert rows == platform.expected(question)
@@ -152,7 +154,7 @@ async def test_without_the_warehouse_a_cut_range_is_marked(platform: Platform, p
     clock = PrimaryClock()
     alone = Router(DatabaseSource(pool, TenantDirectory(), clock), clock)
     question = SeriesQuestion(["d0"], ["temperature"], platform.now_us - 90 * DAY_US, platform.now_us)
-    _, (page,) = await all_pages(alone, question, 50_000, EVERYTHING)
+    _, (page,) = await all_pages(alone, question, 50_000, CRITICAL)
     assert [d.reason for d in page.proof.degraded] == [DegradedReason.RANGE_CUT]
     _, (page,) = await all_pages(alone, question, 50_000, Need(900_000_000))
     assert {d.reason for d in page.proof.degraded} == {DegradedReason.RANGE_CUT, DegradedReason.NO_WAREHOUSE}
@@ -275,6 +277,22 @@ async def test_a_percentile_is_split_between_buckets_alone(
     alone = replace(question, bucket=None)
     routed = await routing.read(TENANT, Aggregates(alone, None), Need(1), TIMEOUT_S)
     assert routed.proof.kind is SourceKind.PRIMARY
+
+
+class Forbidden(LocalWarehouse):
+    """Its catalog may not be read."""
+
+    def completeness(self, scope: Scope = EVERYTHING) -> Completeness:
+        raise StorageDefect("permission denied for table watermarks")
+
+
+async def test_a_warehouse_that_may_not_be_read_is_left_alone(platform: Platform, tmp_path: Path) -> None:
+    source = WarehouseSource(Forbidden(tmp_path, platform.server.dsn(DATABASE)))
+    for _ in range(FAILURES):
+        await source.measure()
+    assert not source.standing.available
+    assert "permission denied" in source.standing.reason
+    source.close()
 
 
 class Endless(Question[int]):
