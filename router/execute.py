@@ -32,10 +32,11 @@ from router.plan import (
     Unplannable,
     plan,
 )
-from router.seam import read_split
+from router.seam import Newer, read_newer, with_older
 from router.tiers import (
     Degradation,
     DegradedReason,
+    NotLoaded,
     Proof,
     Question,
     RangeNotHeld,
@@ -247,7 +248,13 @@ class _Execution(Generic[A]):
             # What was only incomplete at the beginning is better than nothing, and so is what is only too old.
             if isinstance(error, RangeNotHeld) and not self._is_retired(error):
                 found = await self._try(step)
-            elif isinstance(error, Unproven) and self._need.allow_degraded and not step.stale:
+            elif (
+                # Rollups are not used where they are not fresh enough, whatever the caller takes.
+                step.kind is not SourceKind.ROLLUP
+                and isinstance(error, Unproven)
+                and self._need.allow_degraded
+                and not step.stale
+            ):
                 found = await self._try(replace(step, stale=True))
             else:
                 continue
@@ -274,10 +281,7 @@ class _Execution(Generic[A]):
         question = self._question
         match step.kind:
             case SourceKind.WAREHOUSE:
-                assert self._router.warehouse is not None
-                if question.asks_database_first:
-                    question = await self._resolved(requirement)
-                answer, proof = await self._router.warehouse.answer(self._tenant, question, requirement, self._left_s())
+                answer, proof = await self._from_warehouse(requirement)
             case SourceKind.SPLIT:
                 return await self._split(requirement)
             case SourceKind.ROLLUP:
@@ -292,36 +296,44 @@ class _Execution(Generic[A]):
                     )
         return answer, proof, []
 
-    async def _resolved(self, requirement: Requirement) -> Question[A]:
-        """The question with what only a database knows."""
-        question = self._question
+    async def _from_warehouse(self, requirement: Requirement) -> tuple[A, Proof]:
+        warehouse, question = self._router.warehouse, self._question
+        assert warehouse is not None
+        if not question.asks_database_first:
+            try:
+                return await warehouse.answer(self._tenant, question, requirement, self._left_s())
+            except NotLoaded:
+                # A database knows whether it exists; if it does, the warehouse has no readings of it yet.
+                pass
 
-        async def look_up(database: DatabaseSource, asked: Requirement) -> Question[A]:
-            async def resolve(session: ReadSession) -> Question[A]:
-                database.prove_freshness(session.snapshot, asked)
-                return await question.resolved(session)
+        async def look_up(database: DatabaseSource, asked: Requirement) -> tuple[Question[A], int, list[Degradation]]:
+            async def resolve(session: ReadSession) -> tuple[Question[A], int, list[Degradation]]:
+                degraded = database.prove_freshness(session.snapshot, asked)
+                return await question.resolved(session), session.snapshot.as_of_us, degraded
 
             return await database.within(self._tenant, resolve, self._left_s())
 
-        found, _ = await self._from_some_database(requirement, look_up)
-        return found
+        (resolved, as_of_us, degraded), _ = await self._from_some_database(requirement, look_up)
+        answer, proof = await warehouse.answer(self._tenant, resolved, requirement, self._left_s())
+        as_of_us = min(as_of_us, proof.as_of_us)
+        return answer, replace(proof, as_of_us=as_of_us, degraded=(*degraded, *proof.degraded))
 
     async def _split(self, requirement: Requirement) -> tuple[A, Proof, list[Attempt]]:
-        warehouse, began = self._router.warehouse, monotonic()
+        warehouse, question = self._router.warehouse, self._question
         assert warehouse is not None
 
-        async def read(database: DatabaseSource, asked: Requirement) -> tuple[A, Proof, int]:
-            left_s = self._left_s()
-            return await read_split(database, warehouse, self._tenant, self._question, asked, (left_s, left_s))
+        async def read(database: DatabaseSource, asked: Requirement) -> Newer[A]:
+            return await read_newer(database, self._tenant, question, asked, self._left_s())
 
-        (answer, proof, cut_us), database = await self._from_some_database(
-            replace(requirement, whole_range=False), read
-        )
-        newer = self._attempt(database.kind, database.name, began, as_of_us=proof.as_of_us)
-        attempts = [replace(newer, start_us=cut_us)]
-        if proof.kind is SourceKind.SPLIT:
-            older = self._attempt(SourceKind.WAREHOUSE, warehouse.name, began, as_of_us=proof.as_of_us)
-            attempts.append(replace(older, end_us=cut_us))
+        began = monotonic()
+        newer, database = await self._from_some_database(replace(requirement, whole_range=False), read)
+        of_newer = self._attempt(database.kind, database.name, began, as_of_us=newer.proof.as_of_us)
+        attempts = [replace(of_newer, start_us=newer.cut_us)]
+        began = monotonic()
+        answer, proof = await with_older(warehouse, self._tenant, question, newer, self._left_s())
+        if newer.older is not None:
+            of_older = self._attempt(SourceKind.WAREHOUSE, warehouse.name, began, as_of_us=proof.as_of_us)
+            attempts.append(replace(of_older, end_us=newer.cut_us))
         return answer, proof, attempts
 
     async def _from_some_database(

@@ -185,7 +185,9 @@ def plan(inquiry: Inquiry, standings: Iterable[Standing], policy: Policy) -> Pla
         (good if fresh else stale).append(standing)
     chosen = list(good)
     if inquiry.need.allow_degraded:
-        chosen += sorted(stale, key=lambda s: s.as_of_us or 0, reverse=True)
+        # Rollups are not among them: they are used where they are fresh enough, or not at all.
+        second = (s for s in stale if s.kind is not SourceKind.ROLLUP)
+        chosen += sorted(second, key=lambda s: s.as_of_us or 0, reverse=True)
     # Only questions that another source is there for are kept away from the primary when that source fails.
     elsewhere = inquiry.need.max_staleness_us > 0 and any(
         s.kind is not SourceKind.PRIMARY and _is_able(inquiry, s.kind) for s in ordered

@@ -8,7 +8,7 @@ import numpy as np
 
 from router.plan import Shape, SourceKind
 from router.tiers import Proof, Question, Unproven
-from storage.aggregate import NotRolled, aggregate, selected_devices
+from storage.aggregate import NotRolled, aggregate
 from storage.aggregate_buckets import bucket_holding
 from storage.aggregate_model import (
     AggregateAnswer,
@@ -18,11 +18,11 @@ from storage.aggregate_model import (
     SelectionTooLarge,
 )
 from storage.aggregate_series import joined, part_functions
-from storage.aggregate_warehouse import MAX_WAREHOUSE_DEVICES, aggregate_in_warehouse
+from storage.aggregate_warehouse import Resolved, aggregate_in_warehouse, resolve
 from storage.read_model import AttributePage, EntityPage, LatestAnswer, Position, SeriesPage, SeriesPart, SeriesQuestion
 from storage.read_series import read_page
 from storage.read_session import ReadSession
-from storage.read_warehouse import read_warehouse_page
+from storage.read_warehouse import WarehouseNames, names_in_database, read_warehouse_page
 from storage.reads import read_attributes, read_entities, read_latest
 from storage.search import FindPage, FindQuestion, SearchSource, find_entities
 from storage.warehouse.port import Completeness
@@ -101,20 +101,18 @@ class FindDevices(Question[FindPage]):
 
 
 class Aggregates(Question[AggregateAnswer]):
-    """See `aggregate`; `only` is the one device that the caller may see, `devices` those selected, once looked up."""
+    """See `aggregate`; `only` is the one device that the caller may see."""
 
     shape = Shape.AGGREGATE
 
-    def __init__(
-        self, question: AggregateQuestion, only: str | None, devices: Sequence[tuple[int, str]] | None = None
-    ) -> None:
+    def __init__(self, question: AggregateQuestion, only: str | None, resolved: Resolved | None = None) -> None:
         able = {SourceKind.PRIMARY, SourceKind.REPLICA, SourceKind.WAREHOUSE, SourceKind.SPLIT}
         if Function.PERCENTILE not in question.functions:
             able.add(SourceKind.ROLLUP)
         self.able = frozenset(able)
         self._question = question
         self._only = only
-        self._devices = devices
+        self._resolved = resolved
         self.start_us, self.end_us = question.start_us, question.end_us
 
     async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> AggregateAnswer:
@@ -139,28 +137,25 @@ class Aggregates(Question[AggregateAnswer]):
     @property
     def asks_database_first(self) -> bool:
         """See `Question`: the warehouse does not know the devices' types, labels and latest values."""
-        return self._question.selection.by_condition and self._devices is None
+        return self._question.selection.by_condition and self._resolved is None
 
     async def resolved(self, session: ReadSession) -> Self:
         """See `Question`."""
-        if not self.asks_database_first:
-            return self
-        selection = self._question.selection
         try:
-            devices = await selected_devices(session, selection, self._only, limit=MAX_WAREHOUSE_DEVICES)
+            resolved = await resolve(session, self._question, self._only)
         except SelectionTooLarge as error:
             raise Unproven(f"the warehouse cannot be asked: {error}") from error
-        return type(self)(self._question, self._only, devices)
+        return type(self)(self._question, self._only, resolved)
 
     def from_warehouse(self, reader: WarehouseReader, tenant: str) -> tuple[AggregateAnswer, Completeness]:
         """See `Question`."""
-        return aggregate_in_warehouse(reader, tenant, self._question, devices=self._devices, only=self._only)
+        return aggregate_in_warehouse(reader, tenant, self._question, resolved=self._resolved, only=self._only)
 
     def part(self, start_us: int, end_us: int) -> Self:
         """See `Question`. Asks for more than the whole does: for all that `join` needs."""
         functions = part_functions(self._question.functions)
         part = replace(self._question, start_us=start_us, end_us=end_us, functions=functions)
-        return type(self)(part, self._only, self._devices)
+        return type(self)(part, self._only, self._resolved)
 
     def seam(self, latest_us: int) -> int:
         """See `Question`. A percentile does not follow from those of two parts: they meet between buckets then."""
@@ -189,8 +184,10 @@ class SeriesRange(Question[SeriesPage]):
         after: Position | None,
         *,
         within: tuple[int, int] | None = None,
+        names: WarehouseNames | None = None,
     ) -> None:
         self._series = series
+        self._names = names
         self._page_size = page_size
         self._after = after
         self.start_us, self.end_us = within or (series.start_us, series.end_us)
@@ -201,11 +198,19 @@ class SeriesRange(Question[SeriesPage]):
 
     def from_warehouse(self, reader: WarehouseReader, tenant: str) -> tuple[SeriesPage, Completeness]:
         """See `Question`."""
-        return read_warehouse_page(reader, tenant, self._part(), self._page_size, self._after)
+        return read_warehouse_page(reader, tenant, self._part(), self._page_size, self._after, names=self._names)
+
+    async def resolved(self, session: ReadSession) -> Self:
+        """See `Question`."""
+        names = await names_in_database(session, self._series.entities, self._series.attributes)
+        return self._within((self.start_us or 0, self.end_us or 0), names)
 
     def part(self, start_us: int, end_us: int) -> Self:
         """See `Question`."""
-        return type(self)(self._series, self._page_size, self._after, within=(start_us, end_us))
+        return self._within((start_us, end_us), self._names)
+
+    def _within(self, within: tuple[int, int], names: WarehouseNames | None) -> Self:
+        return type(self)(self._series, self._page_size, self._after, within=within, names=names)
 
     def join(self, older: SeriesPage, newer: SeriesPage, cut_us: int) -> SeriesPage:
         """See `Question`. The first page_size readings of both, in the order of pages."""

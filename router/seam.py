@@ -26,8 +26,8 @@ A = TypeVar("A")
 
 
 @dataclass(frozen=True, slots=True)
-class _Newer(Generic[A]):
-    """The newer part, where it begins, and the question for the older one."""
+class Newer(Generic[A]):
+    """The newer part, where it begins, and the question for the older one; None: nothing is left of the range."""
 
     proof: Proof
     cut_us: int
@@ -35,53 +35,59 @@ class _Newer(Generic[A]):
     older: Question[A] | None
 
 
-async def read_split(
-    database: DatabaseSource,
-    warehouse: WarehouseSource,
-    tenant: str,
-    question: Question[A],
-    requirement: Requirement,
-    timeouts: tuple[float, float],
-) -> tuple[A, Proof, int]:
-    """The answer of both, its proof, and where the range was cut. `timeouts`: seconds for database and warehouse.
+async def read_newer(
+    database: DatabaseSource, tenant: str, question: Question[A], requirement: Requirement, timeout_s: float
+) -> Newer[A]:
+    """The newer part of the range, from `database`, which decides where to cut.
 
     Raises:
-        Unproven: the database's snapshot does not meet the requirement, or the warehouse cannot tell how far it is.
+        Unproven: the database's snapshot does not meet the requirement, or the question cannot be split.
         StorageError: as `Source.answer`.
     """
     start_us, end_us = question.start_us, question.end_us
     if start_us is None or end_us is None:
         raise Unproven("a question without a range cannot be split")
 
-    async def newer(session: ReadSession) -> _Newer[A]:
+    async def newer(session: ReadSession) -> Newer[A]:
         row = await (await session.run("seam")).fetchone()
         seam_us = end_us if row is None else min(int(row[0]), end_us)
         cut_us = max(start_us, question.seam(seam_us))
         if cut_us <= start_us:
             proof = database.prove(session.snapshot, requirement, question)
-            return _Newer(proof, start_us, await question.from_database(session, None), None)
+            return Newer(proof, start_us, await question.from_database(session, None), None)
+        # In this snapshot: a device that it does not have any more is in neither part.
         known = await question.resolved(session)
         if cut_us >= end_us:
-            # All of it is loaded: nothing is left of the range, and that is complete whatever the database keeps.
+            # All of it is loaded: nothing is left for the database, and that is complete whatever it still keeps.
             proof = database.prove(session.snapshot, requirement, question.part(end_us, end_us))
-            return _Newer(proof, end_us, None, known)
+            return Newer(proof, end_us, None, known)
         part = question.part(cut_us, end_us)
         proof = database.prove(session.snapshot, requirement, part)
-        return _Newer(proof, cut_us, await part.from_database(session, None), known.part(start_us, cut_us))
+        return Newer(proof, cut_us, await part.from_database(session, None), known.part(start_us, cut_us))
 
-    new = await database.within(tenant, newer, timeouts[0])
-    if new.older is None:
-        assert new.answer is not None
-        return new.answer, new.proof, start_us
-    answer, completeness = await warehouse.ask(tenant, new.older, timeouts[1])
+    return await database.within(tenant, newer, timeout_s)
+
+
+async def with_older(
+    warehouse: WarehouseSource, tenant: str, question: Question[A], newer: Newer[A], timeout_s: float
+) -> tuple[A, Proof]:
+    """The whole answer, and its proof.
+
+    Raises:
+        Unproven: the warehouse cannot tell how far it is.
+        StorageError: as `Source.answer`.
+    """
+    if newer.older is None:
+        assert newer.answer is not None
+        return newer.answer, newer.proof
+    answer, completeness = await warehouse.ask(tenant, newer.older, timeout_s)
     if completeness.as_of_us is None:
         raise Unproven("not every lane has reached the warehouse yet")
-    cut = range_cut(new.older, completeness.complete_from_us)
-    degraded = [*new.proof.degraded, *gaps(completeness), *([cut] if cut is not None else [])]
-    complete_from_us = completeness.complete_from_us
-    if new.proof.complete_from_us is not None and new.cut_us < new.proof.complete_from_us and new.answer is not None:
+    cut = range_cut(newer.older, completeness.complete_from_us)
+    degraded = [*newer.proof.degraded, *gaps(completeness), *([cut] if cut is not None else [])]
+    complete_from_us, kept_from_us = completeness.complete_from_us, newer.proof.complete_from_us
+    if kept_from_us is not None and newer.cut_us < kept_from_us and newer.answer is not None:
         # The database has retired the beginning of its part too.
-        complete_from_us = new.proof.complete_from_us
-    proof = Proof(SourceKind.SPLIT, "split", new.proof.as_of_us, complete_from_us, tuple(degraded))
-    whole = answer if new.answer is None else question.join(answer, new.answer, new.cut_us)
-    return whole, proof, new.cut_us
+        complete_from_us = kept_from_us
+    proof = Proof(SourceKind.SPLIT, "split", newer.proof.as_of_us, complete_from_us, tuple(degraded))
+    return answer if newer.answer is None else question.join(answer, newer.answer, newer.cut_us), proof

@@ -78,6 +78,10 @@ class TokenUnknown(StorageError):
     """The primary has never heard of the token's transaction: it is another database's, or was lost in a failover."""
 
 
+class NotLoaded(Unproven):
+    """The warehouse has never heard of a device or attribute of the question: it does not exist, or is too new."""
+
+
 class RangeNotHeld(Unproven):
     """The source does not hold the beginning of the range any more."""
 
@@ -125,7 +129,7 @@ class Question(ABC, Generic[A]):
         return False
 
     async def resolved(self, session: ReadSession) -> Self:
-        """The question with what the warehouse cannot know, looked up in a database.
+        """The question with what the warehouse may not know, looked up in a database: it then never says NotLoaded.
 
         Raises:
             Unproven: it is more than the warehouse can be told.

@@ -7,7 +7,7 @@ from typing import TypeVar
 from router.breaker import Breaker
 from router.database import range_cut
 from router.plan import SourceKind, Standing
-from router.tiers import Degradation, DegradedReason, Proof, Question, Requirement, Unproven
+from router.tiers import Degradation, DegradedReason, NotLoaded, Proof, Question, Requirement, Unproven
 from storage.errors import QueryCanceled, StorageBusy, StorageError, StorageUnavailable
 from storage.read_warehouse import UnknownToWarehouse
 from storage.warehouse.cancellation import Cancellation
@@ -79,7 +79,12 @@ class WarehouseSource:
         return answer, self.prove(completeness, requirement, question)
 
     async def ask(self, tenant: str, question: Question[A], timeout_s: float) -> tuple[A, Completeness]:
-        """The warehouse's answer with its completeness, not yet held against any requirement."""
+        """The warehouse's answer with its completeness, not yet held against any requirement.
+
+        Raises:
+            NotLoaded: see there.
+            StorageError: as `Source.answer`.
+        """
         if self._running >= self._most:
             raise StorageBusy(f"{self._running} questions run in the warehouse or wait for it")
         self._running += 1
@@ -100,7 +105,7 @@ class WarehouseSource:
             self._give_up(thread, cancellation)
             raise
         except UnknownToWarehouse as error:
-            raise Unproven(str(error)) from error
+            raise NotLoaded(str(error)) from error
         except StorageUnavailable as error:
             self.breaker.failed(str(error))
             raise

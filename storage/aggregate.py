@@ -181,6 +181,11 @@ async def selected_devices(
     return rows
 
 
+async def devices_being_deleted(session: ReadSession) -> list[int]:
+    """The ids of devices whose deletion was ordered and has not reached every store yet."""
+    return [number for (number,) in await (await session.run_text(_SQL["devices_being_deleted"])).fetchall()]
+
+
 async def _named_ids(session: ReadSession, selection: Selection, only: str | None) -> list[int] | None:
     names = selected_names(selection, only)
     if names is None:

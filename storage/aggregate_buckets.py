@@ -97,9 +97,7 @@ def bucket_edges(bucket: Bucket, start_us: int, end_us: int) -> list[int]:
 
 def bucket_holding(bucket: Bucket, start_us: int, time_us: int) -> int:
     """Where the bucket begins that holds `time_us`, of those of a range that begins at `start_us`, at or before it."""
-    # A shift of the clock cuts a bucket of fixed width short, so its beginning depends on where the counting began:
-    # before any bucket that can hold the time.
-    return bucket_edges(bucket, max(start_us, time_us - 3 * HOUR_US), time_us + 1)[-1]
+    return bucket_edges(bucket, max(start_us, time_us - HOUR_US), time_us + 1)[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,23 +135,52 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def _fixed(zone: ZoneInfo, width_us: int, start_us: int, end_us: int) -> list[int]:
+    """Edges of equally wide buckets; where they lie depends on the zone alone, not on the range."""
     edges = [_fixed_start(zone, width_us, start_us)]
-    while (at := edges[-1]) + width_us < end_us:
+    while True:
+        at = edges[-1]
+        following = _fixed_end(zone, width_us, at)
         # Within a day whose offset is the same at both ends nothing has to be looked up.
         until = min(end_us, at + _DAY_US)
         if _offset_us(zone, at) == _offset_us(zone, until):
-            edges += range(at + width_us, until, width_us)
-        if edges[-1] == at:
-            following = _fixed_start(zone, width_us, at + width_us)
-            # A shift that is no multiple of the width cuts a bucket short.
-            edges.append(following if following > at else at + width_us)
-        if len(edges) > MAX_POINTS:
-            raise TooManyPoints(len(edges))
-    return edges
+            edges += range(following, until, width_us)
+            _check(len(edges))
+            if until == end_us:
+                return edges
+        elif following < end_us:
+            edges.append(following)
+        else:
+            return edges
 
 
 def _fixed_start(zone: ZoneInfo, width_us: int, time_us: int) -> int:
-    return time_us - (time_us + _offset_us(zone, time_us)) % width_us
+    """Where the bucket begins that holds a time."""
+    offset_us = _offset_us(zone, time_us)
+    aligned_us = time_us - (time_us + offset_us) % width_us
+    if (offset_us - _offset_us(zone, aligned_us)) % width_us:
+        return _shift(zone, aligned_us, time_us)
+    return aligned_us
+
+
+def _fixed_end(zone: ZoneInfo, width_us: int, start_us: int) -> int:
+    """Where the bucket ends that begins at a time; a shift that is no multiple of the width cuts it short."""
+    offset_us = _offset_us(zone, start_us)
+    aligned_us = start_us + width_us - (start_us + offset_us) % width_us
+    if (offset_us - _offset_us(zone, aligned_us)) % width_us:
+        return _shift(zone, start_us, aligned_us)
+    return aligned_us
+
+
+def _shift(zone: ZoneInfo, before_us: int, after_us: int) -> int:
+    """When the zone's clock was shifted: the first moment that has another offset than `before_us`."""
+    offset_us = _offset_us(zone, before_us)
+    while after_us - before_us > 1:
+        middle_us = (before_us + after_us) // 2
+        if _offset_us(zone, middle_us) == offset_us:
+            before_us = middle_us
+        else:
+            after_us = middle_us
+    return after_us
 
 
 def _calendar(bucket: Bucket, zone: ZoneInfo, start_us: int, end_us: int) -> list[int]:

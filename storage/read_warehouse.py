@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from storage.errors import StorageError
 from storage.model import ValueType
-from storage.read_model import MAX_TEXT_BYTES, Position, SeriesPage, SeriesPart, SeriesQuestion
+from storage.read_model import MAX_TEXT_BYTES, EntityNotFound, Position, SeriesPage, SeriesPart, SeriesQuestion
+from storage.read_series import attributes_by_name, entity_ids
+from storage.read_session import ReadSession
 from storage.warehouse.port import Completeness, Scope
 from storage.warehouse.reader import WarehouseReader
 from storage.warehouse.statements import statements
@@ -98,16 +100,44 @@ def warehouse_names(
     return WarehouseNames(max(tenants), found_entities, found_attributes), answer.completeness
 
 
+async def names_in_database(session: ReadSession, entities: Sequence[str], attributes: Sequence[str]) -> WarehouseNames:
+    """The same as a database knows it: also of devices and attributes of which nothing is loaded yet.
+
+    Raises:
+        EntityNotFound, AttributeNotFound: one of them does not exist.
+    """
+    found = await attributes_by_name(session, attributes)
+    ids = await entity_ids(session, entities)
+    for name in entities:
+        if name not in ids:
+            raise EntityNotFound(name)
+    return WarehouseNames(
+        session.tenant_id,
+        {number: name for name, number in ids.items()},
+        {a.attribute_id: (a.name, a.type) for a in found.values()},
+    )
+
+
 def read_warehouse_page(
-    reader: WarehouseReader, tenant: str, question: SeriesQuestion, page_size: int, after: Position | None
+    reader: WarehouseReader,
+    tenant: str,
+    question: SeriesQuestion,
+    page_size: int,
+    after: Position | None,
+    *,
+    names: WarehouseNames | None = None,
 ) -> tuple[SeriesPage, Completeness]:
     """The readings that follow `after`, at most `page_size`, with the completeness that holds for them. Blocks.
+
+    `names`: as a database knows them; None: as the warehouse does.
 
     Raises:
         UnknownToWarehouse: the warehouse does not know a device or attribute of the question.
         StorageError: see `Warehouse.query`.
     """
-    names, known_by = warehouse_names(reader, tenant, question.entities, question.attributes)
+    known_by = None
+    if names is None:
+        names, known_by = warehouse_names(reader, tenant, question.entities, question.attributes)
     types = tuple(t for t in ValueType if any(kind is t for _, kind in names.attributes.values()))
     limit = min(page_size, _TEXT_ROWS) if ValueType.TEXT in types else page_size
     text, parameters = _page_statement(names, types, question, after)
@@ -129,7 +159,7 @@ def read_warehouse_page(
             int(parts[-1].times_us[-1]),
             taken,
         )
-    completeness = of_both(known_by, answer.completeness)
+    completeness = answer.completeness if known_by is None else of_both(known_by, answer.completeness)
     return SeriesPage(completeness.as_of_us or 0, parts, last), completeness
 
 

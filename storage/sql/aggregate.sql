@@ -22,6 +22,9 @@ SELECT e.entity_id, e.external_id
    AND {condition}
  LIMIT %(limit)s
 
+-- name: devices_being_deleted
+SELECT entity_id FROM entity_deletions WHERE tenant_id = %(tenant)s AND ended_at IS NULL
+
 -- name: device_names
 SELECT entity_id, external_id FROM entities WHERE tenant_id = %(tenant)s AND entity_id = ANY (%(entities)s)
 

@@ -20,7 +20,7 @@ from typing import Any, LiteralString
 
 import duckdb
 
-from storage.errors import DuplicateKey, QueryCanceled, StorageUnavailable, TransactionConflict
+from storage.errors import DuplicateKey, QueryCanceled, StorageBusy, StorageUnavailable, TransactionConflict
 from storage.warehouse import catalog, local_upkeep
 from storage.warehouse.batch import BatchKey, ChangeSet
 from storage.warehouse.cancellation import Cancellation
@@ -33,6 +33,7 @@ from storage.warehouse.port import (
     Answer,
     Completeness,
     DeadLetter,
+    Dialect,
     LoadState,
     Outcome,
     QueryRefused,
@@ -217,7 +218,7 @@ class LocalWarehouse:
         try:
             with (
                 self._duckdb() as query,
-                (cancellation or Cancellation()).stoppable(lambda _: query.interrupt()),
+                (cancellation or Cancellation()).stoppable(lambda _, act: act(query.interrupt)),
             ):
                 for name, select in relations(self._paths(files)).items():
                     query.execute(f"CREATE VIEW {name} AS {select}")
@@ -231,15 +232,19 @@ class LocalWarehouse:
             raise QueryCanceled(str(error)) from error
         except duckdb.IOException as error:
             raise StorageUnavailable(f"a file cannot be read: {error}") from error
+        except duckdb.OutOfMemoryException as error:
+            # No fault of the statement: another source may have the room for it.
+            raise StorageBusy(f"the warehouse has not the memory for it: {error}") from error
         except (duckdb.Error, ValueError) as error:
             raise QueryRefused(str(error)) from error
         if max_rows is not None and len(rows) > max_rows:
             raise QueryRefused(f"more than {max_rows} rows")
         return Answer(columns, rows, state)
 
-    def microseconds(self, timestamp: str) -> str:
+    @property
+    def dialect(self) -> Dialect:
         """See `port.Warehouse`."""
-        return f"epoch_us({timestamp})"
+        return Dialect(microseconds="epoch_us({})", has_arg_min=True)
 
     def status(self) -> WarehouseStatus:
         """See `port.Warehouse`."""

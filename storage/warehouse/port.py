@@ -138,6 +138,16 @@ EVERYTHING: Final = Scope()
 
 
 @dataclass(frozen=True, slots=True)
+class Dialect:
+    """Where the SQL of the adapters differs."""
+
+    # A timestamp, in braces, as microseconds since 1970: a BIGINT.
+    microseconds: str
+    # Whether there are arg_min(value, row) and arg_max(value, row): the value of the first and of the last row.
+    has_arg_min: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Completeness:
     """How far the warehouse has come, as the transaction of a query sees it.
 
@@ -312,8 +322,9 @@ class Warehouse(Protocol):
         """
         ...
 
-    def microseconds(self, timestamp: str) -> str:
-        """SQL for a timestamp as microseconds since 1970, a BIGINT: what every dialect calls by another name."""
+    @property
+    def dialect(self) -> Dialect:
+        """What statements have to say in this adapter's own words."""
         ...
 
     def status(self) -> WarehouseStatus:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from storage.warehouse.cancellation import Cancellation
-from storage.warehouse.port import EVERYTHING, Answer, Scope, Warehouse
+from storage.warehouse.port import EVERYTHING, Answer, Completeness, Dialect, Scope, Warehouse
 
 
 class WarehouseReader:
@@ -18,6 +18,11 @@ class WarehouseReader:
         """See `Warehouse.query`."""
         return self._warehouse.query(statement, parameters, scope=scope, cancellation=self._cancellation)
 
-    def microseconds(self, timestamp: str) -> str:
-        """See `Warehouse.microseconds`."""
-        return self._warehouse.microseconds(timestamp)
+    def completeness(self, scope: Scope) -> Completeness:
+        """See `Warehouse.completeness`."""
+        return self._warehouse.completeness(scope)
+
+    @property
+    def dialect(self) -> Dialect:
+        """See `Warehouse.dialect`."""
+        return self._warehouse.dialect

@@ -32,6 +32,7 @@ from storage.warehouse.port import (
     Answer,
     Completeness,
     DeadLetter,
+    Dialect,
     LaneWatermark,
     LoadState,
     Outcome,
@@ -350,9 +351,11 @@ class RedshiftWarehouse:
             raise QueryRefused(f"more than {max_rows} rows")
         return Answer(columns, [tuple(row) for row in found], state)
 
-    def microseconds(self, timestamp: str) -> str:
+    @property
+    def dialect(self) -> Dialect:
         """See `port.Warehouse`."""
-        return f"datediff(microsecond, TIMESTAMP '1970-01-01 00:00:00', {timestamp})"
+        since = "TIMESTAMP '1970-01-01 00:00:00'"
+        return Dialect(microseconds=f"datediff(microsecond, {since}, {{}})", has_arg_min=False)
 
     def status(self) -> WarehouseStatus:
         """See `port.Warehouse`."""

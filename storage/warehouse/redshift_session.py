@@ -1,7 +1,7 @@
 """Connections to Redshift: login, transactions, and the driver's errors in our terms."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +19,14 @@ from storage.errors import (
     StorageUnavailable,
     TransactionConflict,
 )
+from storage.warehouse.cancellation import Act, Stop
 from storage.warehouse.port import QueryRefused, WarehouseMissing
 from storage.warehouse.statements import statements
 
 SQL = statements("redshift.sql")
 
 _IDLE = 4
-_TIMEOUT_S = 30
+_CONNECT_S = 30
 # Attempts to cancel a statement before its session is ended.
 _CANCELS = 10
 
@@ -76,7 +77,11 @@ class RedshiftLogin:
             "database": self.database,
             "ssl": True,
             "sslmode": "verify-full",
-            "timeout": _TIMEOUT_S,
+            "timeout": _CONNECT_S,
+            # A server that vanished while a statement runs is found by these, within two minutes.
+            "tcp_keepalive_idle": 60,
+            "tcp_keepalive_interval": 15,
+            "tcp_keepalive_count": 4,
             # A named statement per text would pile up on the server: our texts differ in every manifest's name.
             "max_prepared_statements": 0,
             "application_name": "atlasco-warehouse",
@@ -175,8 +180,8 @@ class RedshiftSessions:
                 return
         _discard(connection)
 
-    def stopper(self, cursor: Cursor) -> Callable[[int], None]:
-        """What ends the statement under way on a cursor, from another thread; it takes the number of the attempt.
+    def stopper(self, cursor: Cursor) -> Stop:
+        """What ends the statement under way on a cursor.
 
         The driver cannot cancel, so another connection asks the server to. Where that does not help, for Redshift may
         leave a query in a transaction alone, the whole session is ended.
@@ -184,12 +189,11 @@ class RedshiftSessions:
         cursor.execute(SQL["own_process"])
         ((process,),) = cursor.fetchall()
 
-        def stop(attempt: int) -> None:
+        def stop(attempt: int, act: Act) -> None:
             ask = SQL["cancel" if attempt < _CANCELS else "terminate"]
             # What is wrong with one attempt the next one settles, or the end of the statement itself.
             with suppress(StorageError), self.transaction() as other:
-                other.execute(ask, [process])
-                other.fetchall()
+                act(lambda: other.execute(ask, [process]))
 
         return stop
 
@@ -203,10 +207,12 @@ class RedshiftSessions:
                 return self._connect()
             try:
                 # One round trip, to learn that an idle connection was lost before work is entrusted to it.
+                _wait_at_most(connection, _CONNECT_S)
                 cursor = connection.cursor()
                 cursor.execute("SELECT 1")
                 cursor.fetchall()
                 connection.rollback()
+                _wait_at_most(connection, None)
             except (Error, OSError):
                 _discard(connection)
                 continue
@@ -215,6 +221,9 @@ class RedshiftSessions:
     def _connect(self) -> Connection:
         connection = redshift_connector.connect(**self._login.arguments())
         try:
+            # The driver's timeout is one of the socket, and would hold for every answer: a COPY of minutes would fail
+            # on our side alone, and a query go on in the warehouse with nobody left to end it.
+            _wait_at_most(connection, None)
             connection.autocommit = False
             cursor = connection.cursor()
             cursor.execute("SET search_path TO atlasco")
@@ -223,6 +232,11 @@ class RedshiftSessions:
             _discard(connection)
             raise
         return connection
+
+
+def _wait_at_most(connection: Connection, seconds: float | None) -> None:
+    """How long the driver waits for what the server sends next; None: as long as it takes."""
+    connection._usock.settimeout(seconds)
 
 
 def _discard(connection: Connection) -> None:

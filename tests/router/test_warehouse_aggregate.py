@@ -9,12 +9,12 @@ import pytest
 
 from router.questions import Aggregates
 from storage.aggregate_buckets import Bucket, BucketUnit, TooManyPoints
-from storage.aggregate_model import AggregateQuestion, AggregateTypeMismatch, Function, Selection
+from storage.aggregate_model import AggregateAnswer, AggregateQuestion, AggregateTypeMismatch, Function, Selection
 from storage.aggregate_series import joined, part_functions
-from storage.aggregate_warehouse import aggregate_in_warehouse
+from storage.aggregate_warehouse import Resolved, aggregate_in_warehouse
 from storage.filter.evaluate import Device
 from storage.model import Attribute, ValueType
-from storage.read_warehouse import UnknownToWarehouse
+from storage.read_warehouse import UnknownToWarehouse, WarehouseNames
 from storage.warehouse.port import LaneWatermark, Unit, Warehouse
 from tests.router.test_warehouse_series import pytestmark as driver_warnings
 from tests.router.test_warehouse_series import reader_of
@@ -98,9 +98,17 @@ def loaded(warehouse: Warehouse) -> Iterator[tuple[Warehouse, Fleet]]:
     yield warehouse, fleet
 
 
-def selected(question: AggregateQuestion, devices: list[str], fleet: Fleet) -> list[tuple[int, str]] | None:
+def resolved(question: AggregateQuestion, devices: list[str], fleet: Fleet) -> Resolved | None:
     """What a database would tell the warehouse; None: the names in the selection will do."""
-    return [(fleet.entity_ids[d], d) for d in devices] if question.selection.by_condition else None
+    return of_devices(question, devices, fleet) if question.selection.by_condition else None
+
+
+def of_devices(question: AggregateQuestion, devices: list[str], fleet: Fleet) -> Resolved:
+    attributes = [fleet.attributes[name] for name in question.attributes]
+    names = WarehouseNames(
+        1, {fleet.entity_ids[d]: d for d in devices}, {a.attribute_id: (a.name, a.type) for a in attributes}
+    )
+    return Resolved(names, everything=False)
 
 
 def test_random_questions(loaded: tuple[Warehouse, Fleet]) -> None:
@@ -108,7 +116,7 @@ def test_random_questions(loaded: tuple[Warehouse, Fleet]) -> None:
     for seed in range(40):
         question, devices = random_question(np.random.default_rng(seed), fleet, rolled=False)
         answer, completeness = aggregate_in_warehouse(
-            reader_of(warehouse), "tenant-1", question, devices=selected(question, devices, fleet)
+            reader_of(warehouse), "tenant-1", question, resolved=resolved(question, devices, fleet)
         )
         assert answer.as_of_us == completeness.as_of_us == NOW_US
         check(fleet, question, devices, answer)
@@ -123,8 +131,33 @@ def test_everything_is_selected_without_a_name(loaded: tuple[Warehouse, Fleet]) 
     check(fleet, question, list(fleet.entity_ids), answer)
     only, _ = aggregate_in_warehouse(reader_of(warehouse), "tenant-1", question, only="device-2")
     check(fleet, question, ["device-2"], only)
-    nobody, _ = aggregate_in_warehouse(reader_of(warehouse), "tenant-1", question, devices=[])
+    nobody, _ = aggregate_in_warehouse(
+        reader_of(warehouse), "tenant-1", question, resolved=of_devices(question, [], fleet)
+    )
     assert not nobody.series
+    names = of_devices(question, [], fleet).names
+    deleted = Resolved(names, everything=True, deleted=[2, 3])
+    rest, _ = aggregate_in_warehouse(reader_of(warehouse), "tenant-1", question, resolved=deleted)
+    check(fleet, question, ["device-1", "device-4"], rest)
+
+
+def test_what_another_tenant_expires_is_no_concern(loaded: tuple[Warehouse, Fleet]) -> None:
+    warehouse, fleet = loaded
+    question = AggregateQuestion(Selection(), ["attribute-1"], T0, NOW_US, [Function.COUNT])
+    warehouse.expire(NOW_US - DAY_US, 2)
+    answer, completeness = aggregate_in_warehouse(reader_of(warehouse), "tenant-1", question)
+    check(fleet, question, list(fleet.entity_ids), answer)
+    assert completeness.complete_from_us is None
+    warehouse.expire(NOW_US - 2 * DAY_US, 1)
+    answer, completeness = aggregate_in_warehouse(reader_of(warehouse), "tenant-1", question)
+    assert completeness.complete_from_us == NOW_US - 2 * DAY_US
+    check(fleet, replace(question, start_us=NOW_US - 2 * DAY_US), list(fleet.entity_ids), replaced_start(answer))
+
+
+def replaced_start(answer: AggregateAnswer) -> AggregateAnswer:
+    """As if the range had begun where readings do."""
+    (series,) = answer.series
+    return replace(answer, series=[replace(series, bucket_times_us=[NOW_US - 2 * DAY_US])])
 
 
 def test_a_range_of_all_times_has_the_buckets_of_its_readings(loaded: tuple[Warehouse, Fleet]) -> None:
@@ -175,7 +208,7 @@ def test_two_parts_are_the_whole(loaded: tuple[Warehouse, Fleet]) -> None:
         for start_us, end_us in ((question.start_us, cut_us), (cut_us, question.end_us)):
             part = replace(question, start_us=start_us, end_us=end_us, functions=functions)
             found, _ = aggregate_in_warehouse(
-                reader_of(warehouse), "tenant-1", part, devices=selected(question, devices, fleet)
+                reader_of(warehouse), "tenant-1", part, resolved=resolved(question, devices, fleet)
             )
             parts.append(found)
         answer = joined(question, *parts, cut_us)

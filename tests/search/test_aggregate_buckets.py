@@ -6,7 +6,16 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from storage.aggregate_buckets import HOUR_US, WIDTHS, Bucket, BucketUnit, TimeZoneUnknown, TooManyPoints, bucket_edges
+from storage.aggregate_buckets import (
+    HOUR_US,
+    WIDTHS,
+    Bucket,
+    BucketUnit,
+    TimeZoneUnknown,
+    TooManyPoints,
+    bucket_edges,
+    bucket_holding,
+)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -68,6 +77,31 @@ def test_buckets_ascend_and_cover_the_range(unit: BucketUnit, zone: str) -> None
         assert edges[0] <= start < (edges[1] if len(edges) > 1 else end)
         assert edges[-1] < end
         assert all(a < b for a, b in pairwise(edges))
+
+
+@pytest.mark.parametrize(
+    ("zone", "shift"),
+    [
+        ("Australia/Lord_Howe", "2025-10-04T15:30Z"),
+        ("Australia/Lord_Howe", "2026-04-04T15:00Z"),
+        ("Asia/Kathmandu", "1985-12-31T18:30Z"),
+        ("America/Caracas", "2007-12-09T07:00Z"),
+        ("Europe/Berlin", "2026-03-29T01:00Z"),
+        ("Europe/Berlin", "2026-10-25T01:00Z"),
+    ],
+)
+def test_where_buckets_lie_does_not_depend_on_the_range(zone: str, shift: str) -> None:
+    at, minute = us(shift), 60_000_000
+    for unit in (BucketUnit.MINUTE, BucketUnit.HOUR):
+        for width in sorted(WIDTHS[unit]):
+            bucket = Bucket(unit, width, zone)
+            start, end = at - 13 * HOUR_US, at + 13 * HOUR_US
+            whole = bucket_edges(bucket, start, end)
+            for cut in range(at - 2 * HOUR_US, at + 2 * HOUR_US, 7 * minute):
+                older, newer = bucket_edges(bucket, start, cut), bucket_edges(bucket, cut, end)
+                assert older == [edge for edge in whole if edge < cut]
+                assert newer == [max(edge for edge in whole if edge <= cut), *(edge for edge in whole if edge > cut)]
+                assert bucket_holding(bucket, start, cut) == newer[0]
 
 
 def test_limits() -> None:

@@ -48,9 +48,8 @@ SELECT entity_id, attribute_id, ts, {us} AS us, {value} AS value
 SELECT min({us}) FROM ({branches}) r
 
 -- name: aggregate_place
--- FIRST and LAST by their places: not every dialect has an aggregate for the value at the smallest timestamp.
-, row_number() OVER (PARTITION BY in_bucket, of_entity, of_attribute
-                     ORDER BY ts {direction}, entity_id {direction}, attribute_id {direction}) AS {place}
+-- FIRST and LAST by their places, where a dialect has no aggregate for the value at the smallest timestamp.
+, row_number() OVER ({partition} ORDER BY ts {direction}, entity_id {direction}, attribute_id {direction}) AS {place}
 
 -- name: aggregate
 SELECT in_bucket, of_entity, of_attribute, {results}
