@@ -38,7 +38,8 @@ says which one, and ends with exit code 2. This page is generated from the code 
 
 _METRICS = """\
 Every process serves these on its admin port at `/metrics`, in Prometheus form. No label ever holds a device's or a
-tenant's name. This page is generated from the code (`make docs`).
+tenant's name. This page is generated from the code (`make docs`). How to read those of queries:
+[operations.md](operations.md#where-do-my-queries-go).
 """
 
 if __name__ == "__main__":

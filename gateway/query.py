@@ -1,22 +1,21 @@
 """The QueryService: who asks, what may be asked, the read, the message. The specification is query.proto."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from atlasco.telemetry.v1 import query_pb2, query_pb2_grpc
+from opentelemetry.trace import Tracer
 
 from gateway.auth import Authenticator, Identity
 from gateway.paging import PageTokens, pack_position, token_invalid, unpack_position
 from gateway.query_admission import QueryAdmission
 from gateway.query_aggregate import aggregate_message, aggregate_question
+from gateway.query_calls import Call, QueryCalls
 from gateway.query_export import export_series
 from gateway.query_freshness import (
     TierBounds,
-    need_of,
     provenance,
     refusal_of_route,
     source_messages,
@@ -96,7 +95,9 @@ class QueryLimits:
 
 
 class QueryServicer(query_pb2_grpc.QueryServiceServicer):
-    """Answers queries through `router`; `tokens` must have the same key on every gateway."""
+    """Answers queries through `router`; `tokens` must have the same key on every gateway. `tracer` gets a span for each
+    query; None where spans go nowhere.
+    """
 
     def __init__(
         self,
@@ -107,13 +108,14 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         *,
         limits: QueryLimits | None = None,
         tokens: PageTokens | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._router = router
         self._clock = clock
         self._authenticator = authenticator
-        self._metrics = metrics
         self._limits = limits or QueryLimits()
         self._tiers: Mapping[query_pb2.Tier.ValueType, int] = self._limits.tiers.microseconds()
+        self._calls = QueryCalls(router, self._tiers, metrics, tracer)
         self._tokens = tokens or PageTokens()
         self._admission = QueryAdmission(self._limits.concurrency, self._limits.tenant_concurrency)
 
@@ -122,10 +124,10 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     ) -> query_pb2.GetLatestResponse:
         """See query.proto."""
 
-        async def answer(identity: Identity, timeout_s: float) -> query_pb2.GetLatestResponse:
+        async def answer(identity: Identity, call: Call) -> query_pb2.GetLatestResponse:
             entity = one_entity(identity, request.entity)
             question = LatestValues([entity], latest_attributes(request.attributes))
-            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
+            routed = await call.read(identity.tenant, question, request.freshness)
             if routed.answer.missing:
                 raise entity_not_found(entity)
             latest = entity_latest(entity, routed.answer.entities[entity], routed.proof.as_of_us)
@@ -138,9 +140,9 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     ) -> query_pb2.BatchGetLatestResponse:
         """See query.proto."""
 
-        async def answer(identity: Identity, timeout_s: float) -> query_pb2.BatchGetLatestResponse:
+        async def answer(identity: Identity, call: Call) -> query_pb2.BatchGetLatestResponse:
             question = LatestValues(entity_names(identity, request.entities), latest_attributes(request.attributes))
-            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
+            routed = await call.read(identity.tenant, question, request.freshness)
             as_of_us = routed.proof.as_of_us
             return query_pb2.BatchGetLatestResponse(
                 latest=[entity_latest(name, values, as_of_us) for name, values in routed.answer.entities.items()],
@@ -155,13 +157,13 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     ) -> query_pb2.ReadSeriesResponse:
         """See query.proto."""
 
-        async def answer(identity: Identity, timeout_s: float) -> query_pb2.ReadSeriesResponse:
+        async def answer(identity: Identity, call: Call) -> query_pb2.ReadSeriesResponse:
             question = SeriesRange(
                 series_question(identity, request),
                 page_size(request.page_size, SERIES_PAGE),
                 _position(self._open(identity, request)),
             )
-            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
+            routed = await call.read(identity.tenant, question, request.freshness)
             last = routed.answer.last
             return query_pb2.ReadSeriesResponse(
                 series=[series_message(part) for part in routed.answer.parts],
@@ -175,21 +177,20 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         self, request: query_pb2.ExportSeriesRequest, context: Context
     ) -> AsyncIterator[query_pb2.ExportSeriesResponse]:
         """See query.proto. An export counts as a query all the time that it runs."""
-        with self._counted("ExportSeries") as ended:
+        with self._calls.call("ExportSeries", context, lambda: self._timeout_s(context)) as call:
             try:
                 identity = self._authenticator.authenticate(context)
                 question = series_question(identity, request)
                 chunk = page_size(request.chunk_size, EXPORT_CHUNK, "chunk_size")
-                need = self._need(request.freshness)
                 with self._admission.admitted(identity.tenant):
                     async for message in export_series(
-                        self._router, identity.tenant, question, need, chunk, lambda: self._timeout_s(context)
+                        lambda page: call.read(identity.tenant, page, request.freshness), question, chunk
                     ):
                         yield message
-                ended(grpc.StatusCode.OK)
+                call.done()
             except Exception as error:  # as in _call
                 failure = _refusal_of_read(error)
-                ended(refusal_of(failure).code)
+                call.refused(refusal_of(failure))
                 await abort(context, failure)
 
     async def Aggregate(  # noqa: N802
@@ -197,9 +198,9 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     ) -> query_pb2.AggregateResponse:
         """See query.proto."""
 
-        async def answer(identity: Identity, timeout_s: float) -> query_pb2.AggregateResponse:
+        async def answer(identity: Identity, call: Call) -> query_pb2.AggregateResponse:
             question = Aggregates(aggregate_question(identity, request), visible_entity(identity))
-            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
+            routed = await call.read(identity.tenant, question, request.freshness)
             return query_pb2.AggregateResponse(series=aggregate_message(routed.answer), provenance=provenance(routed))
 
         return await self._call("Aggregate", context, answer)
@@ -209,7 +210,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     ) -> query_pb2.FindEntitiesResponse:
         """See query.proto."""
 
-        async def answer(identity: Identity, timeout_s: float) -> query_pb2.FindEntitiesResponse:
+        async def answer(identity: Identity, call: Call) -> query_pb2.FindEntitiesResponse:
             question = FindDevices(
                 FindQuestion(
                     filter_text(request.filter, "filter"),
@@ -219,7 +220,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
                 page_size(request.page_size, LIST_PAGE),
                 self._name_after(identity, request),
             )
-            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
+            routed = await call.read(identity.tenant, question, request.freshness)
             return query_pb2.FindEntitiesResponse(
                 entities=found_messages(routed.answer.devices, routed.proof.as_of_us),
                 next_page_token=self._token_after(routed.answer.last, identity, request),
@@ -233,7 +234,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     ) -> query_pb2.ListEntitiesResponse:
         """See query.proto."""
 
-        async def answer(identity: Identity, timeout_s: float) -> query_pb2.ListEntitiesResponse:
+        async def answer(identity: Identity, call: Call) -> query_pb2.ListEntitiesResponse:
             question = EntityList(
                 page_size=page_size(request.page_size, LIST_PAGE),
                 entity_type=entity_type(request.entity_type),
@@ -241,7 +242,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
                 only=visible_entity(identity),
                 after=self._name_after(identity, request),
             )
-            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
+            routed = await call.read(identity.tenant, question, request.freshness)
             return query_pb2.ListEntitiesResponse(
                 entities=entity_messages(routed.answer.entities),
                 next_page_token=self._token_after(routed.answer.last, identity, request),
@@ -255,9 +256,9 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     ) -> query_pb2.ListAttributesResponse:
         """See query.proto. A device sees its tenant's attributes too: they are definitions, not data."""
 
-        async def answer(identity: Identity, timeout_s: float) -> query_pb2.ListAttributesResponse:
+        async def answer(identity: Identity, call: Call) -> query_pb2.ListAttributesResponse:
             question = AttributeList(page_size(request.page_size, LIST_PAGE), self._name_after(identity, request))
-            routed = await self._router.read(identity.tenant, question, self._need(request.freshness), timeout_s)
+            routed = await call.read(identity.tenant, question, request.freshness)
             return query_pb2.ListAttributesResponse(
                 attributes=attribute_messages(routed.answer.attributes),
                 next_page_token=self._token_after(routed.answer.last, identity, request),
@@ -271,7 +272,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     ) -> query_pb2.GetFreshnessResponse:
         """See query.proto. Nothing is read for it: it tells what is measured all the time."""
 
-        async def answer(_: Identity, __: float) -> query_pb2.GetFreshnessResponse:
+        async def answer(_: Identity, __: Call) -> query_pb2.GetFreshnessResponse:
             now = self._clock.now()
             end_us = 0 if now is None else now.latest_us
             start_us = end_us - self._router.policy.long_range_us
@@ -295,38 +296,20 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         return await self._call("GetFreshness", context, answer)
 
     async def _call(
-        self, method: str, context: Context, answer: Callable[[Identity, float], Awaitable[Answer]]
+        self, method: str, context: Context, answer: Callable[[Identity, Call], Awaitable[Answer]]
     ) -> Answer:
         """Authenticate, admit, answer; errors become a status, and everything is counted."""
-        with self._counted(method) as ended:
+        with self._calls.call(method, context, lambda: self._timeout_s(context)) as call:
             try:
                 identity = self._authenticator.authenticate(context)
                 with self._admission.admitted(identity.tenant):
-                    made = await answer(identity, self._timeout_s(context))
-                ended(grpc.StatusCode.OK)
+                    made = await answer(identity, call)
+                call.done()
                 return made
             except Exception as error:  # the one place where errors end; cancellation is none of them
                 failure = _refusal_of_read(error)
-                ended(refusal_of(failure).code)
+                call.refused(refusal_of(failure))
                 await abort(context, failure)
-
-    def _counted(self, method: str) -> AbstractContextManager[Callable[[grpc.StatusCode], None]]:
-        """Counts a call of the block; what it gives takes the status, CANCELLED if nobody says anything."""
-
-        @contextmanager
-        def counted() -> Any:
-            started = perf_counter()
-            status = [grpc.StatusCode.CANCELLED]
-            try:
-                yield status.append
-            finally:
-                self._metrics.count("atlasco_query_requests", method=method, status=status[-1].name)
-                self._metrics.observe("atlasco_query_duration_seconds", perf_counter() - started, method=method)
-
-        return counted()
-
-    def _need(self, freshness: query_pb2.Freshness) -> Need:
-        return need_of(freshness, self._tiers)
 
     def _timeout_s(self, context: Context) -> float:
         left_s = context.time_remaining()

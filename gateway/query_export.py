@@ -8,7 +8,7 @@ What the whole claims is what its weakest page claims: each one is proven to be 
 arrived, and to be no older than the first.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,30 +16,24 @@ from atlasco.telemetry.v1 import query_pb2
 
 from gateway.query_freshness import provenance
 from gateway.query_messages import series_message
-from router.execute import Routed, Router
-from router.plan import Need
+from router.execute import Routed
 from router.questions import SeriesRange
-from storage.read_model import SeriesQuestion
+from storage.read_model import SeriesPage, SeriesQuestion
 
 
 async def export_series(
-    router: Router,
-    tenant: str,
-    question: SeriesQuestion,
-    need: Need,
-    chunk: int,
-    timeout_s: Callable[[], float],
+    read: Callable[[SeriesRange], Awaitable[Routed[SeriesPage]]], question: SeriesQuestion, chunk: int
 ) -> AsyncIterator[query_pb2.ExportSeriesResponse]:
-    """The messages of an export; see ExportSeriesResponse. `timeout_s` says how long the next read may take.
+    """The messages of an export; see ExportSeriesResponse. `read` reads one page.
 
     Raises:
-        StorageError: as `Router.read`; what was sent before is then not the whole.
+        StorageError: as `read`; what was sent before is then not the whole.
     """
     after = None
     readings = 0
     whole: Routed[Any] | None = None
     while True:
-        routed = await router.read(tenant, SeriesRange(question, chunk, after), need, timeout_s())
+        routed = await read(SeriesRange(question, chunk, after))
         if whole is None:
             yield query_pb2.ExportSeriesResponse(provenance=provenance(routed))
         whole = _weakest(whole, routed)

@@ -26,6 +26,13 @@ SOURCES: Final["Mapping[SourceKind, query_pb2.Provenance.Source.ValueType]"] = {
     SourceKind.SPLIT: query_pb2.Provenance.SOURCE_SPLIT,
 }
 
+_TIER_NAMES: Final["Mapping[query_pb2.Tier.ValueType, str]"] = {
+    query_pb2.TIER_CRITICAL: "critical",
+    query_pb2.TIER_DASHBOARD: "dashboard",
+    query_pb2.TIER_REPORT: "report",
+    query_pb2.TIER_ANALYTICS: "analytics",
+}
+
 _DEGRADED: Final = {
     DegradedReason.STALE: query_pb2.Degradation.REASON_STALE,
     DegradedReason.READ_TOKEN_UNPROVEN: query_pb2.Degradation.REASON_READ_TOKEN_UNPROVEN,
@@ -79,6 +86,17 @@ def need_of(freshness: query_pb2.Freshness, tiers: "Mapping[query_pb2.Tier.Value
             )
         token = int.from_bytes(freshness.read_token, "big")
     return Need(staleness_us, token, freshness.allow_degraded, freshness.explain)
+
+
+def tier_of(freshness: query_pb2.Freshness, tiers: "Mapping[query_pb2.Tier.ValueType, int]") -> str:
+    """The tier that a request belongs to, for operators: the one it names, or the tightest whose bound allows as much
+    staleness as it does. `tiers` come tightest first; the request is one that `need_of` takes.
+    """
+    if freshness.WhichOneof("bound") == "max_staleness_us":
+        asked_us = freshness.max_staleness_us
+        allows = (tier for tier, bound_us in tiers.items() if bound_us >= asked_us)
+        return _TIER_NAMES[next(allows, query_pb2.TIER_ANALYTICS)]
+    return _TIER_NAMES[freshness.tier or query_pb2.TIER_CRITICAL]
 
 
 def provenance(routed: Routed[Any]) -> query_pb2.Provenance:

@@ -19,6 +19,7 @@ from gateway.ingest import SERVICE, IngestService
 from gateway.lanes import FlushLimits, Lanes
 from gateway.query import QueryServicer
 from gateway.query_admin import AdminServicer
+from gateway.query_metrics import report_sources
 from gateway.query_sources import open_sources, query_limits
 from gateway.room import Room
 from gateway.tls import ServerCertificates, TlsConfig
@@ -77,7 +78,7 @@ async def serve(
     tracing: Tracing | None = None,
 ) -> ExitCode:
     """Run a gateway until `shutdown` is requested, then drain it. `warehouse` answers analytical queries;
-    `tracing` gets a span for each flush.
+    `tracing` gets a span for each flush and for each query.
 
     The drain, in order: health says NOT_SERVING, so that balancers stop sending; streams get a ReconnectNotice; what
     was received is committed and acked; the port closes; the lanes empty; the pools close.
@@ -118,7 +119,16 @@ async def serve(
         unary = UnaryWriter(committer, registry, room, settings, config, Writer(unary_pool, buckets=settings.buckets))
         ingest = IngestService(authenticator, registry, lanes, unary, config, metrics)
         sources = await open_sources(stack, config, query_pool, warehouse)
-        query = QueryServicer(sources.router, sources.clock, authenticator, metrics, limits=query_limits(config))
+        report_sources(metrics, sources.router, sources.clock, config.max_fallback_queries)
+        query = QueryServicer(
+            sources.router,
+            sources.clock,
+            authenticator,
+            metrics,
+            limits=query_limits(config),
+            # A span that goes nowhere would cost every query a little all the same.
+            tracer=tracing.tracer("gateway.query") if tracing is not None and tracing.exported else None,
+        )
 
         server = grpc.aio.server(options=server_options())
         health = HealthServicer()

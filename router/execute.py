@@ -95,6 +95,8 @@ class Attempt:
     as_of_us: int | None
     failure: str
     duration_us: int
+    # What `failure` is an error of, for those who count; None when the attempt did not fail.
+    cause: type[StorageError] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,11 @@ class Router:
         """What the planner goes by."""
         return self._policy
 
+    @property
+    def fallbacks(self) -> int:
+        """Questions of other sources that run on the primary now."""
+        return self._fallbacks
+
     @contextmanager
     def fallback(self, *, counts: bool) -> Iterator[None]:
         """Run the block as one of the questions that the primary takes over; not counted unless `counts`.
@@ -272,7 +279,7 @@ class _Execution(Generic[A]):
             answer, proof, attempts = await self._ask(step, requirement)
         except (Unproven, StorageUnavailable, TransactionConflict, FallbackBusy) as error:
             self._failures.append((step, error))
-            self._attempts.append(self._attempt(step.kind, step.name, began, failure=str(error)))
+            self._attempts.append(self._attempt(step.kind, step.name, began, error=error))
             return None
         self._attempts += attempts or [self._attempt(proof.kind, proof.name, began, as_of_us=proof.as_of_us)]
         return Routed(answer, self._marked(proof), self._plan, self._attempts)
@@ -351,7 +358,7 @@ class _Execution(Generic[A]):
             except (Unproven, StorageUnavailable, TransactionConflict) as error:
                 if database is databases[-1]:
                     raise
-                self._attempts.append(self._attempt(database.kind, database.name, began, failure=str(error)))
+                self._attempts.append(self._attempt(database.kind, database.name, began, error=error))
         raise AssertionError("the primary is always among the databases")
 
     def _marked(self, proof: Proof) -> Proof:
@@ -392,7 +399,14 @@ class _Execution(Generic[A]):
         return max(0.001, self._ends - monotonic())
 
     def _attempt(
-        self, kind: SourceKind, name: str, began: float, *, as_of_us: int | None = None, failure: str = ""
+        self,
+        kind: SourceKind,
+        name: str,
+        began: float,
+        *,
+        as_of_us: int | None = None,
+        error: StorageError | None = None,
     ) -> Attempt:
         took_us = int((monotonic() - began) * 1e6)
-        return Attempt(kind, name, self._question.start_us, self._question.end_us, as_of_us, failure, took_us)
+        failure, cause = ("", None) if error is None else (str(error), type(error))
+        return Attempt(kind, name, self._question.start_us, self._question.end_us, as_of_us, failure, took_us, cause)

@@ -37,6 +37,15 @@ MetricName = Literal[
     "atlasco_write_requests",
     "atlasco_query_requests",
     "atlasco_query_duration_seconds",
+    "atlasco_query_answers",
+    "atlasco_query_degraded",
+    "atlasco_query_fallbacks",
+    "atlasco_query_staleness_seconds",
+    "atlasco_source_available",
+    "atlasco_source_staleness_seconds",
+    "atlasco_clock_uncertainty_seconds",
+    "atlasco_fallback_queries",
+    "atlasco_fallback_queries_limit",
     "atlasco_authentication_failures",
     "atlasco_tls_reloads",
     "atlasco_tls_certificate_remaining_seconds",
@@ -72,6 +81,8 @@ MetricName = Literal[
     "atlasco_rollup_failures",
     "atlasco_rollup_rewinds",
     "atlasco_deletions_open",
+    "atlasco_deletions_failing",
+    "atlasco_deletion_oldest_seconds",
     "atlasco_deletion_readings",
     "atlasco_event_loop_lag_seconds",
 ]
@@ -83,6 +94,32 @@ LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 
 ROW_BUCKETS: Final = (1.0, 10.0, 100.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 25000.0, 50000.0, 100000.0)
 """Rows in one flush."""
+
+STALENESS_BUCKETS: Final = (
+    0.001,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    5.0,
+    15.0,
+    30.0,
+    60.0,
+    300.0,
+    900.0,
+    1800.0,
+    3600.0,
+)
+"""Seconds, with the default bounds of the tiers among them."""
+
+TIERS: Final = ("critical", "dashboard", "report", "analytics")
+"""Values of the label `tier`: the tier that was named, or the tightest one whose bound allows the staleness asked."""
+
+ANSWER_SOURCES: Final = ("primary", "replica", "rollup", "projection", "warehouse", "split")
+"""Values of the label `source` of answers: the kinds in Provenance.Source."""
 
 VALUE_TYPES: Final = ("double", "bigint", "boolean", "text")
 """Values of the label `type`: the typed history tables."""
@@ -266,10 +303,74 @@ DEFINITIONS: Final[Mapping[MetricName, MetricDefinition]] = MappingProxyType(
         ),
         "atlasco_query_duration_seconds": _histogram(
             "s",
-            "From a query's arrival to its answer, by method.",
+            "From a query's arrival to its answer, by method and tier; `none`: no tier was asked, or the query was "
+            "refused before.",
             "Look at the pool's waiting first, then at the statement's plan.",
             LATENCY_BUCKETS,
-            {"method": ()},
+            {"method": (), "tier": (*TIERS, "none")},
+        ),
+        "atlasco_query_answers": _counter(
+            "{answer}",
+            "Reads that were answered, by method, tier and what answered; an export counts each of its pages.",
+            "Dashboards from the primary while there are replicas: see fallbacks and the sources' staleness.",
+            {"method": (), "tier": TIERS, "source": ANSWER_SOURCES},
+        ),
+        "atlasco_query_degraded": _counter(
+            "{answer}",
+            "Answers that were worse than asked and said so, by reason; one with two reasons counts in both.",
+            "stale, read_token_unproven: no source was fresh enough. incomplete: dead letters. no_warehouse: a "
+            "database answered in its place. range_cut: the caller asked for more than retention keeps.",
+            {"reason": ("stale", "read_token_unproven", "incomplete", "range_cut", "no_warehouse")},
+        ),
+        "atlasco_query_fallbacks": _counter(
+            "{attempt}",
+            "Attempts to read that failed before another source answered, by the source's kind and cause. Queries that "
+            "nobody answered are in the queries' status alone.",
+            "unproven: the snapshot was older than asked (rollup: or they do not answer it, which is ordinary). "
+            "unavailable: it is down. busy: no connection or place was free. conflict: replay cancelled it. range: it "
+            "no longer keeps the beginning.",
+            {
+                "source": ("primary", "replica", "rollup", "warehouse", "split"),
+                "cause": ("unproven", "unavailable", "busy", "conflict", "range"),
+            },
+        ),
+        "atlasco_query_staleness_seconds": _histogram(
+            "s",
+            "How old an answer may be: its query's arrival minus as_of, with the clocks' uncertainty, by what "
+            "answered; 0 from the primary.",
+            "Near the tier's bound: the source lags; see its staleness.",
+            STALENESS_BUCKETS,
+            {"source": ANSWER_SOURCES},
+        ),
+        "atlasco_source_available": _gauge(
+            "1",
+            "1 while this gateway asks a source (primary, replica-1, …, warehouse), 0 while its circuit breaker is "
+            "open.",
+            "0: the gateway's log says why (`source failed`); the others answer meanwhile.",
+            {"source": ()},
+        ),
+        "atlasco_source_staleness_seconds": _gauge(
+            "s",
+            "Age of the moment through which a replica or the warehouse was complete when it was measured last; absent "
+            "until known.",
+            "A replica above a second: replication or replay is held up. The warehouse: see the loader's lag.",
+            {"source": ()},
+        ),
+        "atlasco_clock_uncertainty_seconds": _gauge(
+            "s",
+            "How far apart the bounds are between which this gateway knows the primary's clock; absent until known. "
+            "Counted against the freshness of every source but the primary.",
+            "Above 10 ms: heartbeats on the primary are slow or missing; replicas then prove less than they hold.",
+        ),
+        "atlasco_fallback_queries": _gauge(
+            "{query}",
+            "Queries of other sources that run on the primary now.",
+            "Near its limit: further ones are refused (FALLBACK_CONCURRENCY), so that writes keep their share.",
+        ),
+        "atlasco_fallback_queries_limit": _gauge(
+            "{query}",
+            "The most such queries at once: ATLASCO_MAX_FALLBACK_QUERIES.",
+            "Raise it only where the primary has room; mend the source first.",
         ),
         "atlasco_authentication_failures": _counter(
             "{request}",
@@ -454,6 +555,16 @@ DEFINITIONS: Final[Mapping[MetricName, MetricDefinition]] = MappingProxyType(
             "{operation}",
             "Devices whose deletion was ordered and has not ended.",
             "For hours: the operations say at which step, and what failed.",
+        ),
+        "atlasco_deletions_failing": _gauge(
+            "{operation}",
+            "Of these, those whose last attempt failed.",
+            "Any for long: the operation's problem and the worker's log say what failed; it is tried again.",
+        ),
+        "atlasco_deletion_oldest_seconds": _gauge(
+            "s",
+            "Since the oldest deletion that has not ended was ordered; 0 when there is none.",
+            "Beyond a day: a step fails, the worker is away, or the warehouse stands still.",
         ),
         "atlasco_deletion_readings": _counter(
             "{reading}", "Readings of deleted devices removed from history.", "Zero with deletions open: see the log."

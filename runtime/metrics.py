@@ -71,7 +71,7 @@ class Metrics(ABC):
         """Have `read` called whenever the gauge is read; it replaces an earlier one with the same labels.
 
         `read` may be called from a thread of the exporter: it must only look. A gauge whose `read` raises
-        is left out.
+        is left out; it raises LookupError where the value is not known yet, and that is not logged.
         """
 
 
@@ -292,8 +292,10 @@ class OpenTelemetryMetrics(MemoryMetrics):
             for values, callback in list(self._gauges[name].items()):
                 try:
                     value = callback()
-                except Exception:
-                    log.exception("gauge cannot be read", extra={"metric": name})
+                except Exception as error:
+                    # Exactly LookupError: a KeyError or IndexError is a defect.
+                    if type(error) is not LookupError:
+                        log.exception("gauge cannot be read", extra={"metric": name})
                     continue
                 labels = dict(zip(definition.labels, values, strict=True))
                 observations.append(Observation(value, labels))

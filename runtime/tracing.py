@@ -3,8 +3,11 @@
 Traces are for queries, flushes and commands. A device's stream lasts for days and is no span.
 """
 
+from collections.abc import Sequence
+
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import NoOpTracerProvider, Tracer
@@ -15,18 +18,23 @@ from runtime.metrics import TelemetryConfig
 class Tracing:
     """The tracer provider of one process; handed to what traces, never global."""
 
-    def __init__(self, service: str, config: TelemetryConfig | None = None) -> None:
-        """`service` is the process's name in the traces.
+    def __init__(
+        self, service: str, config: TelemetryConfig | None = None, *, processors: Sequence[SpanProcessor] = ()
+    ) -> None:
+        """`service` is the process's name in the traces; `processors` get the spans besides the endpoint, if any.
 
         With an endpoint this starts the exporter's thread.
         """
-        self._provider: SdkTracerProvider | None = None
+        targets = list(processors)
         if config is not None and config.otlp_endpoint:
+            targets.append(BatchSpanProcessor(OTLPSpanExporter(endpoint=config.otlp_endpoint)))
+        self._provider: SdkTracerProvider | None = None
+        if targets:
             self._provider = SdkTracerProvider(
                 resource=Resource.create({"service.name": service}), shutdown_on_exit=False
             )
-            exporter = OTLPSpanExporter(endpoint=config.otlp_endpoint)
-            self._provider.add_span_processor(BatchSpanProcessor(exporter))
+            for target in targets:
+                self._provider.add_span_processor(target)
         self._silent = NoOpTracerProvider()
 
     @property

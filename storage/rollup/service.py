@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -180,6 +181,17 @@ async def _floors(connection: Connection, tenants: list[int]) -> dict[int, int]:
     return {tenant: microseconds(floor) for tenant, floor in rows}
 
 
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The state of the work, for the gauges. Seconds and counts."""
+
+    lag_s: float = 0.0
+    backfills: int = 0
+    deletions: int = 0
+    deletions_failing: int = 0
+    oldest_deletion_s: float = 0.0
+
+
 class RollupProcess:
     """Everything that runs in a process of `atlasco rollup`. `run` is its life."""
 
@@ -189,7 +201,7 @@ class RollupProcess:
         self._label = f"{socket.gethostname()}:{os.getpid()}"
         self._lease: Lease | None = None
         self._renewed = False
-        self._measured: tuple[float, int, int] = (0.0, 0, 0)
+        self._measured = _Measured()
 
     async def database_ready(self) -> str | None:
         """For /readyz: why the lease could not be renewed; None when it could. Standing by is ready."""
@@ -287,9 +299,11 @@ class RollupProcess:
 
     def _add_gauges(self) -> None:
         self._metrics.gauge("atlasco_rollup_active", lambda: float(self._lease is not None))
-        self._metrics.gauge("atlasco_rollup_lag_seconds", lambda: self._measured[0])
-        self._metrics.gauge("atlasco_rollup_backfills_pending", lambda: float(self._measured[1]))
-        self._metrics.gauge("atlasco_deletions_open", lambda: float(self._measured[2]))
+        self._metrics.gauge("atlasco_rollup_lag_seconds", lambda: self._measured.lag_s)
+        self._metrics.gauge("atlasco_rollup_backfills_pending", lambda: float(self._measured.backfills))
+        self._metrics.gauge("atlasco_deletions_open", lambda: float(self._measured.deletions))
+        self._metrics.gauge("atlasco_deletions_failing", lambda: float(self._measured.deletions_failing))
+        self._metrics.gauge("atlasco_deletion_oldest_seconds", lambda: self._measured.oldest_deletion_s)
 
     async def _measure(self, pool: Pool, stopping: Shutdown) -> None:
         while not stopping.requested:
@@ -298,7 +312,7 @@ class RollupProcess:
                     async with pool.connection() as connection:
                         row = await (await connection.execute(_SQL["measure"])).fetchone()
                 if row is not None:
-                    self._measured = (max(row[0] or 0.0, 0.0), row[1], row[2])
+                    self._measured = _Measured(max(row[0] or 0.0, 0.0), *row[1:])
             except StorageError as error:
                 log.warning("not measured", extra={"error": f"{type(error).__name__}: {error}"})
             await _wait(stopping, self._config.measure_interval_s)

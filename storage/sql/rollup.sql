@@ -209,12 +209,14 @@ DELETE FROM rollup_{unit}_{type}
 DELETE FROM rollups WHERE tenant_id = %(tenant)s AND name = %(name)s AND state = 'dropping'
 
 -- name: measure
--- How far behind the worker is, in seconds; NULL before its first round.
-SELECT extract(epoch FROM clock_timestamp() - min(published_through))::float8,
+-- How far behind the worker is, in seconds, NULL before its first round; and what is left to do.
+SELECT (SELECT extract(epoch FROM clock_timestamp() - min(published_through))::float8
+          FROM outbox_consumers WHERE consumer = 'rollup'),
        (SELECT count(*) FROM rollups WHERE state IN ('pending', 'backfilling'))
        + (SELECT count(*) FROM projections WHERE state IN ('pending', 'backfilling')),
-       (SELECT count(*) FROM entity_deletions WHERE ended_at IS NULL)
-  FROM outbox_consumers WHERE consumer = 'rollup'
+       count(*), count(*) FILTER (WHERE problem <> ''),
+       coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8
+  FROM entity_deletions WHERE ended_at IS NULL
 
 -- name: plan_pages
 -- A page must come off the index in order, and stop when it is full; see relay_pool().

@@ -16,6 +16,7 @@ from runtime.admin import AdminConfig, AdminServer
 from runtime.config import Address
 from runtime.metrics import OpenTelemetryMetrics
 from runtime.process import Shutdown
+from runtime.tracing import Tracing
 from storage.warehouse.port import Warehouse
 from tests.storage.conftest import Database
 
@@ -50,7 +51,7 @@ class RunningGateway:
 
 @asynccontextmanager
 async def running_gateway(
-    database: Database, *, warehouse: Warehouse | None = None, **changes: Any
+    database: Database, *, warehouse: Warehouse | None = None, tracing: Tracing | None = None, **changes: Any
 ) -> AsyncIterator[RunningGateway]:
     """`changes` are fields of GatewayConfig. The drain is short, for some tests leave their streams open."""
     settings: dict[str, Any] = {
@@ -66,7 +67,7 @@ async def running_gateway(
     admin = AdminServer(AdminConfig(listen=Address("127.0.0.1", 0)), metrics)
     shutdown = Shutdown()
     task: asyncio.Task[int] = asyncio.create_task(
-        _as_int(serve(config, TlsConfig(), admin, metrics, shutdown, warehouse))
+        _as_int(serve(config, TlsConfig(), admin, metrics, shutdown, warehouse, tracing))
     )
     channel = new_channel(str(config.listen))
     try:

@@ -7,13 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import psycopg
 
 from embedded.ports import free_port
+from runtime.metric_definitions import MetricName
+from runtime.metrics import MemoryMetrics
+from runtime.process import Shutdown
 from storage.database import Pool
+from storage.rollup.config import RollupConfig
 from storage.rollup.declare import create_projection, create_rollup, list_projections, list_rollups
+from storage.rollup.service import RollupProcess
 from tests.rollup.conftest import ROLLUP_LOGIN, Write
 from tests.rollup.test_worker import DEVICES, NUMBERS, check, check_projection, of_type, some
 from tests.search.fleet import Fleet
@@ -72,3 +78,38 @@ async def test_a_killed_worker_is_replaced(
     _, log = await asyncio.to_thread(second.communicate, timeout=30)
     assert second.returncode == 0, log.decode()
     first.communicate()
+
+
+async def test_a_deletion_that_fails_shows_in_the_metrics(
+    owner: psycopg.Connection[Any], fleet: Fleet, database: Database
+) -> None:
+    """Its last step is not due yet, so that it stays as it is."""
+    owner.execute(
+        "INSERT INTO entity_deletions (operation_id, tenant_id, entity_id, external_id, step, problem, created_at,"
+        " deleted_at) VALUES (%s, %s, %s, 'device-0001', 'settle', 'broken', now() - interval '2 hours', now())",
+        [uuid4(), fleet.tenant_id, fleet.entity_ids["device-0001"]],
+    )
+    owner.commit()
+    metrics = MemoryMetrics()
+    config = RollupConfig(dsn=database(user=ROLLUP_LOGIN), settle_s=3600, measure_interval_s=0.05)
+    stopping = Shutdown()
+    running = asyncio.create_task(RollupProcess(config, metrics).run(stopping))
+    try:
+        async with asyncio.timeout(20):
+            while not known(metrics, "atlasco_deletions_open"):
+                assert not running.done()
+                await asyncio.sleep(0.01)
+    finally:
+        stopping.request("test")
+        await running
+    assert metrics.value("atlasco_deletions_open") == 1
+    assert metrics.value("atlasco_deletions_failing") == 1
+    assert 7200 <= metrics.value("atlasco_deletion_oldest_seconds") < 7300
+
+
+def known(metrics: MemoryMetrics, name: MetricName) -> float:
+    """The gauge's value; 0 before there is one."""
+    try:
+        return metrics.value(name)
+    except KeyError:
+        return 0

@@ -11,6 +11,8 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
 from runtime.metric_definitions import DEFINITIONS, MetricName, describe_metrics
@@ -167,6 +169,24 @@ def test_a_gauge_that_fails_costs_only_itself(caplog: pytest.LogCaptureFixture) 
     metrics.close()
 
 
+def test_a_gauge_that_is_not_known_yet_is_left_out_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = OpenTelemetryMetrics("test")
+    known: list[float] = []
+
+    def seconds() -> float:
+        if not known:
+            raise LookupError
+        return known[0]
+
+    metrics.gauge("atlasco_loader_behind_seconds", seconds)
+    read = read_prometheus(metrics)
+    assert read("atlasco_loader_behind_seconds") is None
+    assert not caplog.text
+    known.append(3)
+    assert read_prometheus(metrics)("atlasco_loader_behind_seconds") == 3
+    metrics.close()
+
+
 def test_two_processes_in_one_interpreter_do_not_share() -> None:
     first, second = OpenTelemetryMetrics("a"), OpenTelemetryMetrics("b")
     first.count("atlasco_stream_opens")
@@ -254,3 +274,13 @@ def test_traces_are_pushed_only_with_an_endpoint(collector: tuple[Collector, str
         each.close()
     assert (silent.exported, tracing.exported) == (False, True)
     assert service.spans == ["flush"]
+
+
+def test_traces_go_where_the_process_says() -> None:
+    exporter = InMemorySpanExporter()
+    tracing = Tracing("test", processors=[SimpleSpanProcessor(exporter)])
+    with tracing.tracer("gateway").start_as_current_span("flush"):
+        pass
+    assert tracing.exported
+    assert [span.name for span in exporter.get_finished_spans()] == ["flush"]
+    tracing.close()

@@ -1,0 +1,115 @@
+"""Where queries go, as operators see it: which source answered, how old the answer is, what failed on the way.
+
+Everything is taken from what the router tells with an answer, so that the numbers are those of the answers' own
+provenance. No label names a tenant, a device, or anything that a tenant has named.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from gateway.query_episodes import Episode
+from router.clock import PrimaryClock
+from router.execute import Attempt, FallbackBusy, Routed, Router
+from router.plan import SourceKind, Standing
+from router.tiers import DegradedReason, RangeNotHeld, Unproven
+from runtime.metrics import Metrics
+from storage.errors import StorageBusy, StorageError, StorageUnavailable, TransactionConflict
+
+# The first that fits; the special ones come before those that they are special cases of.
+_CAUSES: Final[tuple[tuple[type[StorageError], str], ...]] = (
+    (RangeNotHeld, "range"),
+    (Unproven, "unproven"),
+    (FallbackBusy, "busy"),
+    (StorageBusy, "busy"),
+    (StorageUnavailable, "unavailable"),
+    (TransactionConflict, "conflict"),
+)
+_DEGRADED: Final = {reason: reason.name.lower() for reason in DegradedReason}
+# Kinds that are no server of their own, or are told with the one that they lie in.
+_DERIVED: Final = frozenset({SourceKind.SPLIT, SourceKind.ROLLUP, SourceKind.PROJECTION})
+
+
+class AnswerMetrics:
+    """Counts answers, and tells in the log when they begin to come from elsewhere, or worse, than they should."""
+
+    def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._metrics = metrics
+        self._falling_back = Episode("queries fall back", "queries no longer fall back", clock)
+        self._degraded = Episode("answers are degraded", "answers are no longer degraded", clock)
+
+    def answered(self, method: str, tier: str, routed: Routed[Any]) -> None:
+        """Count one read: a page of an export as any other."""
+        proof = routed.proof
+        source = proof.kind.value
+        self._metrics.count("atlasco_query_answers", method=method, tier=tier, source=source)
+        if proof.kind is SourceKind.PRIMARY or routed.plan.inquiry.arrival is not None:
+            # Without an arrival on the primary's clock nobody knows how old the answer is.
+            self._metrics.observe("atlasco_query_staleness_seconds", routed.staleness_us / 1e6, source=source)
+        for degradation in proof.degraded:
+            self._metrics.count("atlasco_query_degraded", reason=_DEGRADED[degradation.reason])
+        for attempt in routed.attempts:
+            cause = cause_of(attempt)
+            if cause is not None:
+                self._metrics.count("atlasco_query_fallbacks", source=attempt.kind.value, cause=cause)
+        self._falling_back.noted(_fell_back(routed))
+        # A range that begins before what is kept is the caller's choice.
+        worse = (_DEGRADED[d.reason] for d in proof.degraded if d.reason is not DegradedReason.RANGE_CUT)
+        self._degraded.noted(next(worse, None))
+
+
+def cause_of(attempt: Attempt) -> str | None:
+    """The class of reasons for which an attempt failed: a value of the label `cause`; None when it did not fail."""
+    if attempt.cause is None:
+        return None
+    return next((cause for error, cause in _CAUSES if issubclass(attempt.cause, error)), "unavailable")
+
+
+def source_name(kind: SourceKind, name: str) -> str:
+    """A source for people: which server, where there are several; never what a tenant has named."""
+    return name if kind is SourceKind.REPLICA else kind.value
+
+
+def _fell_back(routed: Routed[Any]) -> str | None:
+    """Why another source than the first one had to answer, or the primary in place of a replica; None: neither."""
+    for attempt in routed.attempts:
+        cause = cause_of(attempt)
+        # Rollups are asked on the chance that they hold the aggregate.
+        if cause is not None and attempt.kind is not SourceKind.ROLLUP:
+            return f"{source_name(attempt.kind, attempt.name)} {cause}"
+    plan = routed.plan
+    if routed.proof.kind is SourceKind.PRIMARY and plan.inquiry.need.max_staleness_us > 0:
+        for verdict in plan.verdicts:
+            if verdict.standing.kind is SourceKind.REPLICA:
+                return f"{verdict.standing.name} {'stale' if verdict.standing.available else 'unavailable'}"
+    return None
+
+
+def report_sources(metrics: Metrics, router: Router, clock: PrimaryClock, fallback_limit: int) -> None:
+    """Have the state of every source of `router` read whenever somebody asks for the metrics."""
+
+    def standing(name: str) -> Standing:
+        return next(found for found in router.standings() if found.name == name)
+
+    def staleness_s(name: str) -> float:
+        now, as_of_us = clock.now(), standing(name).as_of_us
+        if now is None or as_of_us is None:
+            raise LookupError
+        return max(0, now.latest_us - as_of_us) / 1e6
+
+    def uncertainty_s() -> float:
+        now = clock.now()
+        if now is None:
+            raise LookupError
+        return now.uncertainty_us / 1e6
+
+    for found in router.standings():
+        if found.kind in _DERIVED:
+            continue
+        name = found.name
+        metrics.gauge("atlasco_source_available", lambda n=name: float(standing(n).available), source=name)  # type: ignore[misc]
+        if found.kind is not SourceKind.PRIMARY:
+            metrics.gauge("atlasco_source_staleness_seconds", lambda n=name: staleness_s(n), source=name)  # type: ignore[misc]
+    metrics.gauge("atlasco_clock_uncertainty_seconds", uncertainty_s)
+    metrics.gauge("atlasco_fallback_queries", lambda: float(router.fallbacks))
+    metrics.gauge("atlasco_fallback_queries_limit", lambda: float(fallback_limit))
