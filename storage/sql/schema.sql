@@ -852,7 +852,7 @@ CREATE TABLE warehouse.rebuild_floors (
 
 CREATE TABLE warehouse.files (
     file_id    bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    -- base_<type>, delta_<type>, entities, attributes, tenants.
+    -- base_<type>, delta_<type>, gone_entities, entities, attributes, tenants.
     kind       text        NOT NULL,
     -- Below the warehouse's directory.
     path       text        NOT NULL UNIQUE,
@@ -1112,7 +1112,8 @@ CREATE TABLE entity_deletions (
     problem          text        NOT NULL DEFAULT '',
     created_at       timestamptz NOT NULL DEFAULT now(),
     started_at       timestamptz,
-    -- The database's clock after the last reading was deleted.
+    -- The database's clock after the last reading was deleted; from step 'warehouse' on, after the commit of the last
+    -- record of it in the outbox.
     deleted_at       timestamptz,
     ended_at         timestamptz
 );
@@ -1322,6 +1323,8 @@ FROM public;
 -- How far the rollups are is part of every answer from them; it tells nothing about any tenant.
 GRANT SELECT ON outbox_consumers TO atlasco_query, atlasco_ingest, atlasco_relay;
 GRANT SELECT ON rollups, projections, entity_deletions TO atlasco_ingest;
+-- For a rebuild of the warehouse: whose names must not come back.
+GRANT SELECT ON entity_deletions TO atlasco_loader;
 -- Needed to lock a device's row while a stream of it is opened.
 GRANT UPDATE (created_at) ON entities TO atlasco_ingest;
 GRANT EXECUTE ON FUNCTION
