@@ -13,7 +13,7 @@ from cli.migrate import reporting_errors
 from runtime.config import add_settings, load_settings
 from storage.kafka import KafkaConfig
 from storage.verify import HourAudit, Primary, Store, VerifyResult, WarehouseStore, by_tenant, verify
-from storage.verify_deletions import Leftover, leftovers_in_primary, leftovers_in_store
+from storage.verify_deletions import Leftover, deleted_devices, leftovers_in_primary, leftovers_in_store
 from storage.verify_log import LogStore
 from storage.warehouse.config import WarehouseConfig, open_warehouse
 
@@ -117,6 +117,8 @@ def _compare(arguments: argparse.Namespace, primary: Primary, store: Store) -> b
         elif len(audits) % 1000 == 0:
             print(f"{len(audits):,} hours compared with the {store.name}", file=sys.stderr)
 
+    # Read first: the comparison waits until the store is past them.
+    deleted = deleted_devices(primary, arguments.tenant)
     result = verify(
         primary,
         store,
@@ -126,7 +128,7 @@ def _compare(arguments: argparse.Namespace, primary: Primary, store: Store) -> b
         patience_s=arguments.patience,
         report=report,
     )
-    left = leftovers_in_store(primary, store, tenant=arguments.tenant, patience_s=arguments.patience)
+    left = leftovers_in_store(primary, store, deleted, patience_s=arguments.patience)
     _show(arguments, left)
     if arguments.json:
         print(json.dumps(_total(store.name, result) | {"leftovers": len(left)}))

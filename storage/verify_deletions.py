@@ -6,9 +6,14 @@ however long ago it was deleted; a deletion under way explains one.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from storage.verify import Primary, Store
+
+Deleted: TypeAlias = Mapping[tuple[int, str], Mapping[int, str]]
+"""Of each tenant, by id and name, the devices that were deleted: id and former name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +44,24 @@ def leftovers_in_primary(primary: Primary, tenant: str | None = None) -> list[Le
     ]
 
 
+def deleted_devices(primary: Primary, tenant: str | None = None) -> Deleted:
+    """The devices whose deletion has ended by now, of one tenant by name or of all.
+
+    Raises:
+        StorageError: PostgreSQL does not answer.
+    """
+    return {(tenant_id, name): primary.deleted(tenant_id) for tenant_id, name in primary.tenants(tenant).items()}
+
+
 def leftovers_in_store(
-    primary: Primary, store: Store, *, tenant: str | None = None, patience_s: float = 120.0, tries: int = 3
+    primary: Primary, store: Store, deleted: Deleted, *, patience_s: float = 120.0, tries: int = 3
 ) -> list[Leftover]:
-    """What another store has of devices that PostgreSQL no longer has, of one tenant by name or of all.
+    """What another store has of devices that PostgreSQL no longer has, for the tenants in `deleted`.
 
     Args:
         primary: PostgreSQL.
-        store: the other store.
-        tenant: one tenant by name; None for all.
+        store: the other store, which must have become complete through a moment after `deleted` was read.
+        deleted: the devices of which nothing may be left.
         patience_s: how long, in seconds, the store may take to become complete each time.
         tries: how often a name that should not be there is looked for: its device may be deleted meanwhile.
 
@@ -55,13 +69,8 @@ def leftovers_in_store(
         VerifyTimeout: the store did not become complete in time.
         StorageError: a store does not answer.
     """
-    tenants = primary.tenants(tenant)
-    deleted = {tenant_id: primary.deleted(tenant_id) for tenant_id in tenants}
-    # Behind the deletions: what the log says of them is in the store now.
-    store.wait_for(primary.now_us(), time.monotonic() + patience_s)
     found = []
-    for tenant_id, name in tenants.items():
-        former = deleted[tenant_id]
+    for (tenant_id, name), former in deleted.items():
         for entity_id, what in store.remains(tenant_id, list(former)) if former else ():
             found.append(Leftover(name, entity_id, former[entity_id], f"the {store.name}", what))
         found += _names(primary, store, tenant_id, name, patience_s, tries)

@@ -20,7 +20,7 @@ from storage.relay.records import change_records
 from storage.rollup.declare import create_projection
 from storage.rollup.service import Worker
 from storage.verify import Primary, WarehouseStore, verify
-from storage.verify_deletions import leftovers_in_primary, leftovers_in_store
+from storage.verify_deletions import deleted_devices, leftovers_in_primary, leftovers_in_store
 from storage.warehouse.batch import ChangeSet
 from storage.warehouse.local import LocalWarehouse
 from storage.warehouse.port import LaneWatermark, Unit
@@ -87,10 +87,11 @@ async def gone(fleet: Fleet, write: Write, worker: Worker, admin_pool: Pool, car
 def audited(database: Database, warehouse: LocalWarehouse, login: str = "") -> tuple[list[str], list[str]]:
     primary = Primary(database(user=login) if login else database())
     store = WarehouseStore(warehouse)
+    deleted = deleted_devices(primary, TENANT)
     assert not {d.device for d in leftovers_in_primary(primary)} - {DEVICE}
     return (
         [f"{left.store}: {left.found}" for left in leftovers_in_primary(primary)],
-        [f"{left.device} in {left.store}: {left.found}" for left in leftovers_in_store(primary, store, tenant=TENANT)],
+        [f"{left.device} in {left.store}: {left.found}" for left in leftovers_in_store(primary, store, deleted)],
     )
 
 
