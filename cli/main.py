@@ -21,6 +21,7 @@ COMMANDS = (
     "verify",
     "rollup",
     "projection",
+    "device",
     "tenant",
     "simulate",
     "replay",

@@ -2,8 +2,10 @@
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,20 +13,27 @@ from cli.migrate import reporting_errors
 from runtime.config import add_settings, load_settings
 from storage.kafka import KafkaConfig
 from storage.verify import HourAudit, Primary, Store, VerifyResult, WarehouseStore, by_tenant, verify
+from storage.verify_deletions import Leftover, deleted_devices, leftovers_in_primary, leftovers_in_store
 from storage.verify_log import LogStore
 from storage.warehouse.config import WarehouseConfig, open_warehouse
 
 DESCRIPTION = """\
 Compare the warehouse, and with --log the log of changes, with PostgreSQL: per tenant and hour of reading time, by count
 and by checksum. Where an hour differs, the first reading that does is named. Waits until the other store has everything
-that PostgreSQL has now, so the relay and the loader have to run.
+that PostgreSQL has now, so the relay and the loader have to run. Times before a store's retention are left out.
 
-Exit code 0 when all hours are equal, 1 when one differs or a store did not become complete in time.
+Of devices whose deletion ended in the last 30 days nothing may be left, in PostgreSQL or in the other store; and the
+warehouse may name no device that PostgreSQL does not have. What is found is named, with the device and the store.
+
+Exit code 0 when all hours are equal and nothing is left, 1 when not, or when a store did not become complete in time.
 
   atlasco verify                                   everything
   atlasco verify --tenant acme --from 2026-11-01   one tenant, from a day on
   atlasco verify --log                             the log too, as far as it still has its beginning
 """
+
+_SHOWN = 20
+"""How many findings of a kind are shown to a person."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -60,22 +69,40 @@ def _time(text: str) -> int:
 async def _verify(arguments: argparse.Namespace) -> int:
     config = load_settings(WarehouseConfig, arguments)
     kafka = load_settings(KafkaConfig, arguments) if arguments.log else None
-    failed = False
+    primary = Primary(config.dsn)
+    failed = await asyncio.to_thread(_audit_primary, arguments, primary)
     if not arguments.no_warehouse:
         warehouse = await asyncio.to_thread(open_warehouse, config)
         try:
-            failed |= await asyncio.to_thread(_compare, arguments, Primary(config.dsn), WarehouseStore(warehouse))
+            failed |= await asyncio.to_thread(_compare, arguments, primary, WarehouseStore(warehouse))
         finally:
             warehouse.close()
     if kafka is not None:
         log = LogStore(kafka)
         try:
-            failed |= await asyncio.to_thread(_compare, arguments, Primary(config.dsn), log)
+            failed |= await asyncio.to_thread(_compare, arguments, primary, log)
         finally:
             log.close()
         if log.undecodable:
             print(f"{log.undecodable} records of the log could not be decoded", file=sys.stderr)
     return int(failed)
+
+
+def _audit_primary(arguments: argparse.Namespace, primary: Primary) -> bool:
+    left = leftovers_in_primary(primary, arguments.tenant)
+    _show(arguments, left)
+    return bool(left)
+
+
+def _show(arguments: argparse.Namespace, left: Sequence[Leftover]) -> None:
+    if arguments.json:
+        for leftover in left:
+            print(json.dumps({"leftover": str(leftover), **dataclasses.asdict(leftover)}))
+        return
+    for leftover in left[:_SHOWN]:
+        print(leftover)
+    if len(left) > _SHOWN:
+        print(f"and {len(left) - _SHOWN:,} more leftovers; --json shows all")
 
 
 def _compare(arguments: argparse.Namespace, primary: Primary, store: Store) -> bool:
@@ -90,6 +117,8 @@ def _compare(arguments: argparse.Namespace, primary: Primary, store: Store) -> b
         elif len(audits) % 1000 == 0:
             print(f"{len(audits):,} hours compared with the {store.name}", file=sys.stderr)
 
+    # Read first: the comparison waits until the store is past them.
+    deleted = deleted_devices(primary, arguments.tenant)
     result = verify(
         primary,
         store,
@@ -99,8 +128,10 @@ def _compare(arguments: argparse.Namespace, primary: Primary, store: Store) -> b
         patience_s=arguments.patience,
         report=report,
     )
+    left = leftovers_in_store(primary, store, deleted, patience_s=arguments.patience)
+    _show(arguments, left)
     if arguments.json:
-        print(json.dumps(_total(store.name, result)))
+        print(json.dumps(_total(store.name, result) | {"leftovers": len(left)}))
     else:
         for tenant, (ours, theirs) in by_tenant(audits).items():
             word = "equal" if ours == theirs else "DIFFERENT"
@@ -108,10 +139,11 @@ def _compare(arguments: argparse.Namespace, primary: Primary, store: Store) -> b
                 f"{tenant}: {ours.readings:,} readings in PostgreSQL, {theirs.readings:,} in the {store.name}; "
                 f"checksums {ours.checksum:016x} and {theirs.checksum:016x}: {word}"
             )
-        for difference in result.differences[:20]:
+        for difference in result.differences[:_SHOWN]:
             print(difference)
         print(f"{result.hours:,} hours, {result.readings:,} readings, {len(result.differences)} hours differ")
-    return bool(result.differences)
+        print(f"{len(left):,} leftovers of deleted devices in the {store.name}")
+    return bool(result.differences or left)
 
 
 def _hour(store: str, audit: HourAudit) -> dict[str, Any]:

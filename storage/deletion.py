@@ -4,7 +4,8 @@ The order is one short transaction: the device loses its name and its stream, an
 to be done. The worker of rollups then carries it out, in bounded steps, each a transaction together with how far it
 got; it goes on after any end:
 
-    database          readings, each step with its record in the outbox, by which Kafka and the warehouse forget them
+    database          readings, each step with its record in the outbox, by which Kafka and the warehouse forget them;
+                      at the end, and for a device without readings too, a record that the device itself is gone
     settle            a unary write that was under way when the order came knows the device still: wait, and look again
     materializations  rollups and projections
     warehouse         until the loader has passed the deletions
@@ -154,6 +155,8 @@ async def delete_some(connection: Connection, settle_s: float) -> int | None:
             if readings:
                 following = "database"
             else:
+                # Also after settling: a deletion under way when this program came has not said it yet.
+                await _append_outbox(connection, work, {}, 0)
                 await connection.execute(_SQL["delete_rest"], work.key)
         case "materializations":
             following = "materializations" if await _delete_materialized(connection, work) else "warehouse"
@@ -194,7 +197,9 @@ async def _append_outbox(
     )
     batch_id = uuid4()
     batch = _change_batch(work, batch_id, found, names)
+    # Without readings no range of time: the record concerns no answer's completeness but that of names.
     times = [row[1] for rows in found.values() for row in rows]
+    spans = [(moment(min(times)), moment(max(times)))] if times else []
     payload = change_pb2.OutboxPayload()
     payload.frames.add(
         tenant_id=work.tenant_id, bucket=batch.bucket, changes=count, change_batch=batch.SerializeToString()
@@ -206,9 +211,9 @@ async def _append_outbox(
             "lane": lane_of(work.entity_id, work.buckets, work.lanes),
             "batch": batch_id,
             "changes": count,
-            "tenant": work.tenant_id,
-            "min_ts": moment(min(times)),
-            "max_ts": moment(max(times)),
+            "tenants": [work.tenant_id for _ in spans],
+            "min_ts": [low for low, _ in spans],
+            "max_ts": [high for _, high in spans],
             "payload": payload.SerializeToString(),
         },
     )
@@ -223,9 +228,9 @@ def _change_batch(
         tenant=work.tenant,
         bucket=bucket_of(work.entity_id, work.buckets),
         op=change_pb2.CHANGE_OP_DELETE,
-        base_time_us=min(row[1] for rows in found.values() for row in rows),
+        base_time_us=min((row[1] for rows in found.values() for row in rows), default=0),
     )
-    batch.entities.add(entity_id=work.entity_id, external_id=work.entity)
+    batch.entities.add(entity_id=work.entity_id, external_id=work.entity, gone=True)
     places: dict[int, int] = {}
     for value_type, rows in found.items():
         column: Any = getattr(batch, _COLUMNS[value_type])

@@ -4,6 +4,9 @@ Readings are compared per tenant and hour of reading time, by count and by a che
 sum, modulo 2^64, of a 64-bit digest of each reading (key, type, value and revision). Where the hour differs, the first
 reading that does is named.
 
+Compared is where PostgreSQL's history is whole (within the tenant's retention) and so is the other store's (it says
+from where). Within these bounds everything counts, also what lies outside of the times that PostgreSQL has readings of.
+
 The stores move while they are compared. A warehouse lags; so a difference counts only when it is still there after the
 warehouse has become complete through the moment at which PostgreSQL was read.
 """
@@ -11,7 +14,7 @@ warehouse has become complete through the moment at which PostgreSQL was read.
 import hashlib
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString, Protocol, TypeAlias
@@ -25,6 +28,9 @@ from storage.warehouse.port import Scope, Warehouse
 
 HOUR_US = 3_600_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_US = 253_370_764_800_000_000
+"""The year 9999: past every reading."""
+_IDS_PER_QUESTION = 500
 _SQL = statements("verify.sql")
 
 Key: TypeAlias = tuple[ValueType, int, int, int]
@@ -95,6 +101,18 @@ class Store(Protocol):
     def readings(self, tenant_id: int, from_us: int, to_us: int) -> Iterator[tuple[Key, Held]]:
         """The readings of a tenant with timestamps in [from_us, to_us), in any order; a reading that is here twice
         comes twice."""
+        ...
+
+    def complete_from_us(self, tenant_id: int) -> int | None:
+        """The reading time before which retention has removed readings from here; None: never."""
+        ...
+
+    def names(self, tenant_id: int) -> Mapping[int, str]:
+        """What the store calls devices, by id; empty where it keeps no names."""
+        ...
+
+    def remains(self, tenant_id: int, entity_ids: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Of these devices, which are deleted, what is here all the same: id and description, such as "3 readings"."""
         ...
 
 
@@ -172,15 +190,29 @@ class Primary:
             row = connection.execute(_SQL["now"]).fetchone()
         return int(row[0]) if row else 0
 
-    def span(self, tenant_id: int) -> tuple[int, int] | None:
-        """The first and the last timestamp of a tenant's readings; None when there are none."""
-        spans = []
+    def floor_us(self, tenant_id: int) -> int:
+        """The reading time from which on a tenant's history is whole."""
         with translated(), psycopg.connect(self._dsn) as connection:
-            for value_type in ValueType:
-                row = connection.execute(_of_type("span", value_type), {"tenant": tenant_id}).fetchone()
-                if row and row[0] is not None:
-                    spans.append((int(row[0]), int(row[1])))
-        return (min(low for low, _ in spans), max(high for _, high in spans)) if spans else None
+            row = connection.execute(_SQL["floor"], {"tenant": tenant_id}).fetchone()
+        return int(row[0]) if row else 0
+
+    def remains(self, tenant: str | None) -> list[tuple[str, int, str, str, int]]:
+        """What is left here of deleted devices: tenant, id, former name, table, rows. `tenant`: one by name, or all."""
+        with translated(), psycopg.connect(self._dsn) as connection:
+            return connection.execute(_SQL["remains"], {"name": tenant}).fetchall()
+
+    def deleted(self, tenant_id: int) -> dict[int, str]:
+        """The devices whose deletion has ended lately, id and former name."""
+        with translated(), psycopg.connect(self._dsn) as connection:
+            return dict(connection.execute(_SQL["deletions"], {"tenant": tenant_id, "ended": True}).fetchall())
+
+    def names(self, tenant_id: int) -> tuple[dict[int, str], set[int]]:
+        """The devices of a tenant, id and name; and the ids of those whose deletion is under way, which have none."""
+        with translated(), psycopg.connect(self._dsn) as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            there: dict[int, str] = dict(connection.execute(_SQL["names"], {"tenant": tenant_id}).fetchall())
+            leaving = connection.execute(_SQL["deletions"], {"tenant": tenant_id, "ended": False}).fetchall()
+            return there, {row[0] for row in leaving}
 
     def readings(self, tenant_id: int, from_us: int, to_us: int) -> Iterator[tuple[Key, Held]]:
         """See `Store.readings`; all types as of one moment."""
@@ -231,6 +263,29 @@ class WarehouseStore:
                 time_us = (ts.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
                 yield (value_type, entity_id, attribute_id, time_us), (value, revision)
 
+    def complete_from_us(self, tenant_id: int) -> int | None:
+        """See `Store.complete_from_us`."""
+        return self._warehouse.completeness(Scope(tenant_id)).complete_from_us
+
+    def names(self, tenant_id: int) -> Mapping[int, str]:
+        """See `Store.names`."""
+        statement = "SELECT entity_id, external_id FROM entities WHERE tenant_id = %s"
+        return {row[0]: row[1] for row in self._warehouse.query(statement, [tenant_id], scope=Scope(tenant_id)).rows}
+
+    def remains(self, tenant_id: int, entity_ids: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """See `Store.remains`. Names are compared with PostgreSQL's anyway."""
+        for start in range(0, len(entity_ids), _IDS_PER_QUESTION):
+            some = entity_ids[start : start + _IDS_PER_QUESTION]
+            answer = self._warehouse.query(
+                "SELECT entity_id, type, count(*) FROM entity_attributes "
+                f"WHERE tenant_id = %s AND entity_id IN ({', '.join(['%s'] * len(some))}) "
+                "GROUP BY entity_id, type ORDER BY entity_id, type",
+                [tenant_id, *some],
+                scope=Scope(tenant_id),
+            )
+            for entity_id, value_type, count in answer.rows:
+                yield entity_id, f"{count} readings ({value_type})"
+
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
@@ -256,8 +311,8 @@ def verify(
 
     Args:
         tenant: one tenant by name; None for all.
-        from_us: first timestamp to compare; None for the tenant's first reading.
-        to_us: end of the range; None for past the last reading.
+        from_us: first timestamp to compare, where history is whole; None for where that begins.
+        to_us: end of the range; None for no end.
         patience_s: how long, in seconds, the store may take to become complete each time.
         tries: how often an hour that differs is looked at before it counts: readings may arrive meanwhile.
         report: told of each hour once it is decided.
@@ -270,12 +325,11 @@ def verify(
     hours = readings = 0
     differences: list[Difference] = []
     for tenant_id, name in primary.tenants(tenant).items():
-        span = primary.span(tenant_id)
-        low = from_us if from_us is not None else span[0] if span else None
-        high = to_us if to_us is not None else span[1] + 1 if span else None
-        if low is None or high is None:
-            continue
-        low -= low % HOUR_US
+        whole = max(primary.floor_us(tenant_id), store.complete_from_us(tenant_id) or -_LAST_US)
+        # An hour that is whole in part only is left out, as one that a caller's range begins within is taken in.
+        whole += -whole % HOUR_US
+        low = whole if from_us is None else max(whole, from_us - from_us % HOUR_US)
+        high = _LAST_US if to_us is None else to_us
         ours = fingerprints(primary.readings(tenant_id, low, high))
         theirs = fingerprints(store.readings(tenant_id, low, high))
         for hour in sorted(ours.keys() | theirs.keys()):

@@ -1,13 +1,15 @@
 """The log as a store to compare: every change from its beginning, resolved by revision."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from storage.kafka import KafkaConfig, consumer_config, translate
 from storage.loader.decode import DecodedChanges, Undecodable, decode, headers_of
+from storage.model import ValueType
 from storage.verify import Held, Key, VerifyTimeout
 
 _POLL_S = 1.0
@@ -57,6 +59,24 @@ class LogStore:
         for key, (value, revision, deleted) in self._held.get(tenant_id, {}).items():
             if from_us <= key[3] < to_us and not deleted:
                 yield key, (value, revision)
+
+    def complete_from_us(self, tenant_id: int) -> int | None:
+        """See `Store.complete_from_us`: a log without its beginning is not compared at all."""
+        return None
+
+    def names(self, tenant_id: int) -> Mapping[int, str]:
+        """See `Store.names`: what the log called a device before its deletion stays in it until retention."""
+        return {}
+
+    def remains(self, tenant_id: int, entity_ids: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """See `Store.remains`."""
+        counts: Counter[tuple[int, ValueType]] = Counter()
+        wanted = set(entity_ids)
+        for (value_type, entity_id, _, _), (_, _, deleted) in self._held.get(tenant_id, {}).items():
+            if entity_id in wanted and not deleted:
+                counts[entity_id, value_type] += 1
+        for (entity_id, value_type), count in sorted(counts.items()):
+            yield entity_id, f"{count} readings ({value_type})"
 
     def _assign(self) -> None:
         if self._assigned:

@@ -7,7 +7,7 @@ import itertools
 import math
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
@@ -62,12 +62,15 @@ def change_record(
     revision: int = 0,
     revisions: list[int] | None = None,
     deletes: bool = False,
+    gone: Collection[int] = (),
     of_type: type = float,
     xid: int | None = 100,
     lane: int = 0,
     partition: int = 0,
 ) -> Record:
-    """A change record. Readings deleted have no value, so `of_type` says whose they are."""
+    """A change record. Readings deleted have no value, so `of_type` says whose they are. `gone`: the devices that are
+    gone themselves; it is a deletion then."""
+    deletes = deletes or bool(gone)
     rows = list(readings)
     batch = change_pb2.ChangeBatch(
         batch_id=batch_id or uuid.uuid4().bytes,
@@ -78,10 +81,10 @@ def change_record(
         op=change_pb2.CHANGE_OP_DELETE if deletes else change_pb2.CHANGE_OP_UPSERT,
         base_time_us=min((ts for _, _, ts, _ in rows), default=T0),
     )
-    entities = sorted({entity for entity, _, _, _ in rows})
+    entities = sorted({entity for entity, _, _, _ in rows} | set(gone))
     types = {attribute: of_type if deletes else type(value) for _, attribute, _, value in rows}
     for entity in entities:
-        batch.entities.add(entity_id=entity, external_id=f"device-{entity}")
+        batch.entities.add(entity_id=entity, external_id=f"device-{entity}", gone=entity in gone)
     attributes = sorted(types)
     for attribute in attributes:
         batch.attributes.add(attribute_id=attribute, name=f"attribute-{attribute}", type=_WIRE[types[attribute]][1])

@@ -101,7 +101,8 @@ def after_rebuild(decoded: DecodedChanges, rebuild: SnapshotFilter | None) -> Ch
     """What of a change record the last rebuild did not bring: changes of transactions after its snapshot, and what is
     older than the tenant's floor.
 
-    The change set stays, if empty, for its identity has to be remembered.
+    Names of before the snapshot stay out: the rebuild brought all that there were, and one that it did not bring is of
+    a device deleted since. The change set stays, if empty, for its identity has to be remembered.
 
     Raises:
         Undecodable: the record does not name its transaction, and a rebuild makes that matter.
@@ -120,7 +121,7 @@ def after_rebuild(decoded: DecodedChanges, rebuild: SnapshotFilter | None) -> Ch
             older = part.ts_us < floor
             if older.any():
                 kept[value_type] = part.take(older)
-    return replace(changes, columns=kept)
+    return replace(changes, columns=kept, entities={}, attributes={})
 
 
 def due(buffers: "list[PartitionBuffer]", now: float, *, age_s: float, size_bytes: int) -> bool:

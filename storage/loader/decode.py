@@ -173,7 +173,10 @@ def _decode_changes(message: change_pb2.ChangeBatch) -> ChangeSet:
     if message.tenant_id >= 2**31 or message.bucket >= 2**15 or message.part >= 2**31:
         raise ValueError("a tenant, bucket or part beyond its range")
     deletes = message.op == change_pb2.CHANGE_OP_DELETE
-    entities = {entity.entity_id: entity.external_id for entity in message.entities}
+    entities = {entity.entity_id: entity.external_id for entity in message.entities if not entity.gone}
+    gone = frozenset(entity.entity_id for entity in message.entities if entity.gone)
+    if gone and not deletes:
+        raise ValueError("readings of a device that is gone")
     attributes: dict[int, tuple[str, ValueType]] = {}
     for attribute in message.attributes:
         value_type = _TYPES.get(attribute.type)
@@ -200,6 +203,7 @@ def _decode_changes(message: change_pb2.ChangeBatch) -> ChangeSet:
         columns=columns,
         entities=entities,
         attributes=attributes,
+        gone=gone,
     )
 
 

@@ -4,7 +4,8 @@
 2. Read the log's end offsets E. Whatever stands before E was committed before the snapshot of step 4.
 3. Read the primary's clock: the warehouse will be complete through it.
 4. Open a snapshot in PostgreSQL, and read the clock again.
-5. Copy every tenant's history from its floor on, names included, in pieces of one partition's time range.
+5. Copy every tenant's history from its floor on, names and recent deletions of devices included, in pieces of one
+   partition's time range.
 6. Put it in the old content's place, together with E and the snapshot.
 
 Then loaders go on at E. The log there may still bring changes of transactions that the snapshot holds (committed
@@ -25,7 +26,7 @@ from psycopg import sql
 from storage.database import Role, connection_info
 from storage.errors import StorageDefect, translated
 from storage.model import ValueType
-from storage.warehouse.columns import NAME_KEYS, SCHEMAS, base_kind
+from storage.warehouse.columns import SCHEMAS, UNIQUE_KEYS, base_kind
 from storage.warehouse.port import Rebuild, RebuildResult, Warehouse
 from storage.warehouse.statements import statements
 
@@ -72,7 +73,7 @@ def rebuild_warehouse(dsn: str, warehouse: Warehouse, log_end: Callable[[], LogE
             through = _one(connection, SQL["clock"])
             floors: dict[int, int] = dict(connection.execute(SQL["floors"]).fetchall())
             lanes = _one(connection, SQL["lanes"])
-            for kind in NAME_KEYS:
+            for kind in UNIQUE_KEYS:
                 for table in _copied(connection, SQL[kind], kind):
                     rebuild.add(kind, table)
             rows: int = sum(_copy_tenant(connection, rebuild, t, floor, progress) for t, floor in floors.items())

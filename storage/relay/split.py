@@ -65,6 +65,11 @@ def _piece(batch: change_pb2.ChangeBatch, number: int, start: int, stop: int) ->
         target.attributes.extend(attributes.setdefault(i, len(attributes)) for i in source.attributes[first:end])
         for parallel in ("time_deltas_us", "values", "revisions"):
             getattr(target, parallel).extend(getattr(source, parallel)[first:end])
+    if start == 0:
+        # That a device is gone belongs to no reading: the first piece says it.
+        for i, entity in enumerate(batch.entities):
+            if entity.gone:
+                entities.setdefault(i, len(entities))
     piece.entities.extend(batch.entities[i] for i in entities)
     piece.attributes.extend(batch.attributes[i] for i in attributes)
     return piece

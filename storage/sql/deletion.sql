@@ -31,10 +31,10 @@ SELECT attribute_id, name FROM attributes WHERE tenant_id = %(tenant)s AND attri
 SELECT ensure_outbox(now(), now() + interval '3 hours')
 
 -- name: append_outbox
--- So that everybody who follows the changes forgets the readings too.
+-- So that everybody who follows the changes forgets the readings too, and the device.
 INSERT INTO outbox (lane, batch_id, changes, tenant_ids, min_ts, max_ts, payload)
-VALUES (%(lane)s, %(batch)s, %(changes)s, ARRAY[%(tenant)s::integer], ARRAY[%(min_ts)s::timestamptz],
-        ARRAY[%(max_ts)s::timestamptz], %(payload)b)
+VALUES (%(lane)s, %(batch)s, %(changes)s, %(tenants)s::integer[], %(min_ts)s::timestamptz[],
+        %(max_ts)s::timestamptz[], %(payload)b)
 
 -- name: delete_rest
 -- What belongs to the device besides readings; few rows each, save the latest values, which the attributes bound.
@@ -57,10 +57,12 @@ SELECT projection_id FROM projections WHERE tenant_id = %(tenant)s
 DELETE FROM {table} WHERE tenant_id = %(tenant)s AND entity_id = %(entity)s
 
 -- name: move_deletion
+-- deleted_at is read again when it is the warehouse's turn: only then have the transactions of all records committed,
+-- and a lane loaded past it has them.
 UPDATE entity_deletions
    SET step = %(step)s, readings_deleted = readings_deleted + %(readings)s, problem = '',
        started_at = coalesce(started_at, now()),
-       deleted_at = CASE WHEN %(readings)s > 0 OR %(step)s = 'settle' THEN clock_timestamp() ELSE deleted_at END,
+       deleted_at = CASE WHEN %(readings)s > 0 OR %(step)s IN ('settle', 'warehouse') THEN clock_timestamp() ELSE deleted_at END,
        ended_at = CASE WHEN %(step)s = 'done' THEN clock_timestamp() END
  WHERE operation_id = %(operation)s
 

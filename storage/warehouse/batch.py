@@ -66,6 +66,8 @@ class ChangeSet:
     columns: Mapping[ValueType, ChangedColumns]
     entities: Mapping[int, str]
     attributes: Mapping[int, tuple[str, ValueType]]
+    # Devices that are gone themselves; `entities` does not name them.
+    gone: frozenset[int] = frozenset()
 
     @property
     def key(self) -> BatchKey:

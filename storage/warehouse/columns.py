@@ -2,8 +2,8 @@
 
 Each value type has two tables. `base_<type>` holds readings: first values, appended as they come, and what compaction
 made of them. `delta_<type>` holds what has to be resolved against the base: corrections, and deletions. Three more
-tables hold names. Timestamps are UTC without a zone, in microseconds: the one form that Parquet, Redshift's COPY and
-DuckDB read alike.
+tables hold names, and one the devices that are gone, whose names must not come back. Timestamps are UTC without a zone,
+in microseconds: the one form that Parquet, Redshift's COPY and DuckDB read alike.
 """
 
 from collections.abc import Mapping
@@ -24,6 +24,9 @@ VALUE: Final[Mapping[ValueType, pa.DataType]] = MappingProxyType(
         ValueType.TEXT: pa.string(),
     }
 )
+
+GONE: Final = "gone_entities"
+"""The kind of the devices that were deleted. Kept for good: a batch of any age may be delivered again."""
 
 KEY: Final = ("tenant_id", "entity_id", "attribute_id", "ts")
 """What identifies a reading."""
@@ -55,6 +58,7 @@ def _schemas() -> dict[str, pa.Schema]:
     for value_type in ValueType:
         schemas[base_kind(value_type)] = pa.schema(_readings(value_type))
         schemas[delta_kind(value_type)] = pa.schema([*_readings(value_type), pa.field("deleted", pa.bool_())])
+    schemas[GONE] = pa.schema([pa.field("tenant_id", pa.int32()), pa.field("entity_id", pa.int64())])
     schemas["entities"] = pa.schema(
         [pa.field("tenant_id", pa.int32()), pa.field("entity_id", pa.int64()), pa.field("external_id", pa.string())]
     )
@@ -71,9 +75,13 @@ def _schemas() -> dict[str, pa.Schema]:
 
 
 SCHEMAS: Final[Mapping[str, pa.Schema]] = MappingProxyType(_schemas())
-"""Every kind's columns, in order: Redshift's COPY matches them by position."""
+"""Every kind's columns, in order: Redshift's COPY matches them by position. The kind of devices that are gone stands
+before that of their names, and loads keep that order."""
 
 NAME_KEYS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {"entities": ("tenant_id", "entity_id"), "attributes": ("tenant_id", "attribute_id"), "tenants": ("tenant_id",)}
 )
 """The kinds that hold names, and what identifies a row of each."""
+
+UNIQUE_KEYS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({GONE: ("tenant_id", "entity_id"), **NAME_KEYS})
+"""The kinds without a time, of which every load repeats rows, and what identifies a row of each."""

@@ -76,7 +76,16 @@ class WarehouseFolder:
             raise StorageUnavailable(f"{name} cannot be written: {error}") from error
 
     def temporary(self, kind: str, name: str) -> Path:
-        """A path for `adopt`, different at each call: two loaders may write the same file at once."""
+        """A path for `adopt`, different at each call: two loaders may write the same file at once.
+
+        Raises:
+            StorageUnavailable: the file system refuses.
+        """
+        try:
+            # A warehouse that an older program made has no directory for a kind that was added since.
+            (self.root / kind).mkdir(mode=0o750, exist_ok=True)
+        except OSError as error:
+            raise StorageUnavailable(f"{name} cannot be written: {error}") from error
         return self.root / kind / f"{name}.parquet.{secrets.token_hex(6)}{_UNFINISHED}"
 
     def delete(self, paths: Collection[str]) -> int:

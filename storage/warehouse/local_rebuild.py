@@ -7,7 +7,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from storage.warehouse import catalog
 from storage.warehouse.catalog import SQL, Catalog, CataloguedFile, NewFile
-from storage.warehouse.columns import NAME_KEYS
+from storage.warehouse.columns import GONE, NAME_KEYS
 from storage.warehouse.folder import WarehouseFolder
 from storage.warehouse.port import LaneWatermark, RebuildRequired, RebuildResult, Scope
 from storage.warehouse.relations import source
@@ -95,6 +95,11 @@ class LocalRebuild:
                 if floors_us:
                     query.executemany("INSERT INTO floors VALUES (?, ?)", [list(item) for item in floors_us.items()])
             for file in old:
+                if file.kind == GONE:
+                    replaced.append(file)
+                    if (made := self._still_gone(query, file)) is not None:
+                        kept.append(made)
+                    continue
                 if file.kind not in NAME_KEYS and _older(file, floors_us):
                     continue
                 replaced.append(file)
@@ -104,6 +109,14 @@ class LocalRebuild:
                 if made is not None:
                     kept.append(made)
         return replaced, kept
+
+    def _still_gone(self, query: duckdb.DuckDBPyConnection, file: CataloguedFile) -> NewFile | None:
+        """Devices known to be gone: PostgreSQL forgets deletions, and batches from before them may come again. Save
+        those that PostgreSQL has: it was restored to a moment before their deletion."""
+        there = source("entities", [self._folder.absolute(f.path) for f in self._files if f.kind == "entities"])
+        gone = source(GONE, [self._folder.absolute(file.path)])
+        select = f"SELECT * FROM ({gone}) ANTI JOIN ({there}) USING (tenant_id, entity_id)"
+        return write_select(query, self._folder, GONE, f"kept-g{self._generation}", select)
 
     def _older_rows(self, query: duckdb.DuckDBPyConnection, file: CataloguedFile) -> NewFile | None:
         rows = source(file.kind, [self._folder.absolute(file.path)])

@@ -1,4 +1,4 @@
-"""Upkeep of a local warehouse: merge, fold, expire, delete.
+"""Upkeep of a local warehouse: merge, fold, leave out the names of devices that are gone, expire, delete.
 
 Loads only ever add files, so upkeep and loads do not meet: upkeep replaces a set of files it has read by what it made
 of them, whatever was added in between.
@@ -17,11 +17,11 @@ import duckdb
 from storage.model import ValueType
 from storage.warehouse import catalog
 from storage.warehouse.catalog import SQL, Catalog, CataloguedFile, NewFile
-from storage.warehouse.columns import KEY, NAME_KEYS, SCHEMAS, base_kind, delta_kind
+from storage.warehouse.columns import GONE, KEY, SCHEMAS, UNIQUE_KEYS, base_kind, delta_kind
 from storage.warehouse.compaction import plan_merges
 from storage.warehouse.folder import WarehouseFolder
 from storage.warehouse.port import Scope, Upkeep
-from storage.warehouse.relations import quoted, resolved, source
+from storage.warehouse.relations import quoted, resolved, source, without_gone
 from storage.warehouse.rewrite import OpenDuckDB, duckdb_errors, swap, upkeep_lock, write_select
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def compact(source_catalog: Catalog, folder: WarehouseFolder, open_duckdb: OpenD
         done = Upkeep()
         for value_type in ValueType:
             done = _add(done, _fold(source_catalog, folder, open_duckdb, limits, value_type, files))
-        for kind in NAME_KEYS:
-            done = _add(done, _merge_names(source_catalog, folder, open_duckdb, limits, kind, files))
+        for kind in UNIQUE_KEYS:
+            done = _add(done, _merge_unique(source_catalog, folder, open_duckdb, limits, kind, files))
         with source_catalog.transaction() as connection:
             connection.execute(SQL["forget_batches"], {"age_s": limits.batch_memory_s})
             gone = [row[0] for row in connection.execute(SQL["forget_removed"], {"grace_s": limits.grace_s})]
@@ -176,7 +176,7 @@ def _rest_of_delta(
     return write_select(query, folder, kind, "rest", select)
 
 
-def _merge_names(
+def _merge_unique(
     source_catalog: Catalog,
     folder: WarehouseFolder,
     open_duckdb: OpenDuckDB,
@@ -184,20 +184,34 @@ def _merge_names(
     kind: str,
     files: list[CataloguedFile],
 ) -> Upkeep:
-    """Merge files of names: every load repeats the names it met."""
+    """Merge files of names: every load repeats the names it met. Names of devices that are gone are left out, however
+    few the files are."""
     of_kind = [file for file in files if file.kind == kind]
-    if len(of_kind) < 4:
-        return Upkeep()
-    key = NAME_KEYS[kind]
-    values = [f"any_value({name}) AS {name}" for name in SCHEMAS[kind].names if name not in key]
+    gone = [folder.absolute(file.path) for file in files if file.kind == GONE] if kind == "entities" else []
     rows = source(kind, [folder.absolute(file.path) for file in of_kind])
-    select = f"SELECT {', '.join([*key, *values])} FROM ({rows}) GROUP BY {', '.join(key)}"
     with open_duckdb() as query:
+        if len(of_kind) < 4 and not _names_gone(query, rows, gone):
+            return Upkeep()
+        key = UNIQUE_KEYS[kind]
+        values = [f"any_value({name}) AS {name}" for name in SCHEMAS[kind].names if name not in key]
+        rows = without_gone(rows, gone)
+        select = f"SELECT {', '.join([*key, *values])} FROM ({rows}) GROUP BY {', '.join(key)}"
         made = write_select(query, folder, kind, "merged", select)
     new = [made] if made else []
     with source_catalog.transaction() as connection:
         swap(connection, of_kind, new)
     return Upkeep(files_merged=len(of_kind), files_written=len(new))
+
+
+def _names_gone(query: duckdb.DuckDBPyConnection, names: str, gone: list[str]) -> bool:
+    """Whether there is a name of a device that is gone."""
+    if not gone:
+        return False
+    with duckdb_errors():
+        found = query.execute(
+            f"SELECT 1 FROM ({names}) SEMI JOIN ({source(GONE, gone)}) USING (tenant_id, entity_id) LIMIT 1"
+        ).fetchone()
+    return found is not None
 
 
 def expire(

@@ -12,7 +12,8 @@ content since the last rebuild; a unit made in one generation is refused in the 
 What everybody queries are the relations `entity_attributes_double`, `…_bigint`, `…_boolean`, `…_text`, their union
 `entity_attributes`, and the names `entities`, `attributes`, `tenants`: the columns of PostgreSQL's tables of those
 names, as far as the log carries them, with `ts` as a UTC timestamp without zone. Corrections and deletions are
-resolved in them. A statement must not use the tables underneath.
+resolved in them, and a device that was deleted has no name there, whatever arrives of it later. A statement must not
+use the tables underneath.
 
 Calls block, may come from several threads, and raise only `StorageError`s; with a retriable one nothing, or
 everything, was done, and trying the same again is safe.
@@ -237,7 +238,8 @@ class Rebuild(Protocol):
 
     def finish(self, result: RebuildResult) -> None:
         """Replace, in one transaction: what lies at or after each tenant's floor, everything of tenants without a
-        floor, all names, the load state, watermarks, dead letters (the new content holds what they held), halts.
+        floor, all names, the load state, watermarks, dead letters (the new content holds what they held), halts. The
+        devices that are gone are added to those known before, save those that the new content names.
 
         Raises:
             RebuildRequired: another rebuild began meanwhile.
@@ -332,9 +334,10 @@ class Warehouse(Protocol):
         ...
 
     def compact(self) -> Upkeep:
-        """Merge small files, fold corrections in, forget batch ids too old to come again, and delete what nobody
-        reads any more: files replaced, or left by a crash, longer ago than the grace period. Loads and queries go on
-        meanwhile. One compaction runs at a time; a second one returns at once, having done nothing."""
+        """Merge small files, fold corrections in, remove the names of deleted devices from what is stored, forget batch
+        ids too old to come again, and delete what nobody reads any more: files replaced, or left by a crash, longer ago
+        than the grace period. Loads and queries go on meanwhile. One compaction runs at a time; a second one returns at
+        once, having done nothing."""
         ...
 
     def expire(self, before_us: int, tenant_id: int | None = None) -> Upkeep:

@@ -7,7 +7,8 @@ A load, step by step:
    units whose partition stands elsewhere; COPY the identities of the change records into a temporary table and look
    which were loaded before. If units or records have to be left out, roll back and go to 1 without them.
 3. Still in it: COPY the readings straight into their tables (what they hold is known to be new, so staging them would
-   only write everything twice), merge the names by anti-join, then identities, watermarks, dead letters, offsets.
+   only write everything twice), merge devices that are gone and names by anti-join, then identities, watermarks, dead
+   letters, offsets.
 4. Commit. If the connection is lost here nobody knows how it went: the load state is read again, and says.
 """
 
@@ -26,7 +27,7 @@ from storage.warehouse import redshift_upkeep
 from storage.warehouse.batch import BatchKey, ChangeSet
 from storage.warehouse.cancellation import Cancellation
 from storage.warehouse.catalog import touches
-from storage.warehouse.columns import NAME_KEYS, SCHEMAS
+from storage.warehouse.columns import SCHEMAS, UNIQUE_KEYS
 from storage.warehouse.port import (
     EVERYTHING,
     Answer,
@@ -52,6 +53,7 @@ from storage.warehouse.redshift_state import (
     completeness,
     execute,
     lanes_loaded,
+    merge_unique,
     put_dead_letters,
     put_watermarks,
     read_states,
@@ -108,7 +110,7 @@ class RedshiftWarehouse:
         """See `port.Warehouse`."""
         single = (
             "schema lock generation load_state rebuild_floors batches watermarks dead_letters complete_from "
-            "entities attributes tenants"
+            "gone_entities entities attributes tenants"
         )
         with self._sessions.transaction() as cursor:
             for name in single.split():
@@ -276,11 +278,8 @@ class RedshiftWarehouse:
         for kind in SCHEMAS:
             if kind not in manifests:
                 continue
-            if kind in NAME_KEYS:
-                execute(cursor, SQL[f"stage_{kind}"])
-                self._copy(cursor, f"staged_{kind}", manifests[kind])
-                execute(cursor, SQL[f"merge_{kind}"])
-                execute(cursor, SQL["drop_staged"].format(kind=kind))
+            if kind in UNIQUE_KEYS:
+                merge_unique(cursor, kind, manifests[kind], self._copy)
             else:
                 self._copy(cursor, f"atlasco.{kind}", manifests[kind])
 

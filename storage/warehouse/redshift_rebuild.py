@@ -6,11 +6,11 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from redshift_connector.cursor import Cursor
 
 from storage.model import ValueType
-from storage.warehouse.columns import NAME_KEYS, base_kind, delta_kind
+from storage.warehouse.columns import GONE, NAME_KEYS, base_kind, delta_kind
 from storage.warehouse.local_rebuild import rebuilt_watermarks
 from storage.warehouse.port import RebuildRequired, RebuildResult
 from storage.warehouse.redshift_session import RedshiftSessions
-from storage.warehouse.redshift_state import SQL, execute, put_complete_from, rows
+from storage.warehouse.redshift_state import SQL, execute, merge_unique, put_complete_from, rows
 from storage.warehouse.redshift_upkeep import timestamp
 from storage.warehouse.staging import StagedFile, Staging, encoded, manifest_of
 
@@ -57,7 +57,11 @@ class RedshiftRebuild:
             had_content = bool(rows(cursor, SQL["states"]))
             self._replace(cursor, result)
             for kind, manifest in manifests.items():
-                self._copy(cursor, f"atlasco.{kind}", manifest)
+                if kind == GONE:
+                    merge_unique(cursor, kind, manifest, self._copy)
+                else:
+                    self._copy(cursor, f"atlasco.{kind}", manifest)
+            execute(cursor, SQL["not_gone"])
             for name in ("reset_states", "reset_floors", "remove_watermarks", "remove_dead_letters"):
                 execute(cursor, SQL[name])
             for partition, offset in sorted(result.offsets.items()):

@@ -1,10 +1,11 @@
-"""The load state, watermarks and dead letters in Redshift, within the caller's transaction."""
+"""The load state, watermarks, dead letters and names in Redshift, within the caller's transaction."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from redshift_connector.cursor import Cursor
 
+from storage.warehouse.columns import GONE
 from storage.warehouse.port import (
     Completeness,
     DeadLetter,
@@ -113,6 +114,18 @@ def put_dead_letters(cursor: Cursor, topic_id: str, letters: Sequence[DeadLetter
                 letter.max_ts_us,
             ],
         )
+
+
+def merge_unique(cursor: Cursor, kind: str, manifest: str, copy: Callable[[Cursor, str, str], None]) -> None:
+    """Add staged rows of a kind of UNIQUE_KEYS, save those that are there; `copy` fills a table from a manifest. The
+    names of devices that are gone go, and do not come. Under the load lock, as anti-joins have no constraint to fall
+    back on."""
+    execute(cursor, SQL[f"stage_{kind}"])
+    copy(cursor, f"staged_{kind}", manifest)
+    execute(cursor, SQL[f"merge_{kind}"])
+    execute(cursor, SQL["drop_staged"].format(kind=kind))
+    if kind == GONE:
+        execute(cursor, SQL["remove_gone"])
 
 
 def as_of(marks: Sequence[LaneWatermark]) -> int | None:

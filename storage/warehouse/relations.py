@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from storage.model import ValueType
-from storage.warehouse.columns import KEY, NAME_KEYS, SCHEMAS, base_kind, delta_kind
+from storage.warehouse.columns import GONE, KEY, NAME_KEYS, SCHEMAS, base_kind, delta_kind
 
 _DUCKDB_TYPES: Final[Mapping[pa.DataType, str]] = {
     pa.int32(): "INTEGER",
@@ -63,6 +63,11 @@ def resolved(value_type: ValueType, base: Sequence[str], delta: Sequence[str], *
         ) WHERE place = 1 {"" if deletions else "AND NOT deleted"}"""
 
 
+def without_gone(names: str, gone: Sequence[str]) -> str:
+    """A SELECT of the devices' names in another one, save those of devices that are gone by the files `gone`."""
+    return f"SELECT * FROM ({names}) ANTI JOIN ({source(GONE, gone)}) USING (tenant_id, entity_id)" if gone else names
+
+
 def relations(paths: Paths) -> dict[str, str]:
     """The SELECT of each relation that a query can use, by name."""
     found = {
@@ -71,9 +76,10 @@ def relations(paths: Paths) -> dict[str, str]:
     }
     for kind, key in NAME_KEYS.items():
         values = ", ".join(f"any_value({name}) AS {name}" for name in SCHEMAS[kind].names if name not in key)
-        found[kind] = (
-            f"SELECT {', '.join(key)}, {values} FROM ({source(kind, paths.get(kind, ()))}) GROUP BY {', '.join(key)}"
-        )
+        rows = source(kind, paths.get(kind, ()))
+        if kind == "entities":
+            rows = without_gone(rows, paths.get(GONE, ()))
+        found[kind] = f"SELECT {', '.join(key)}, {values} FROM ({rows}) GROUP BY {', '.join(key)}"
     found["entity_attributes"] = " UNION ALL ".join(
         f"SELECT {_KEYS}, '{vt}' AS type, "
         + ", ".join(f"{'value' if vt is column else 'NULL'}::{sql} AS {column}_value" for column, sql in _VALUE_SQL)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from storage.model import ValueType
 from storage.warehouse.batch import BatchKey, ChangedColumns, ChangeSet
-from storage.warehouse.columns import SCHEMAS, TIMESTAMP, VALUE, base_kind, delta_kind
+from storage.warehouse.columns import GONE, SCHEMAS, TIMESTAMP, VALUE, base_kind, delta_kind
 from storage.warehouse.port import Unit
 
 ROW_GROUP_ROWS = 256 * 1024
@@ -120,12 +120,18 @@ def _names(changes: Iterable[ChangeSet]) -> dict[str, pa.Table]:
     entities: defaultdict[int, dict[int, str]] = defaultdict(dict)
     attributes: defaultdict[int, dict[int, tuple[str, ValueType]]] = defaultdict(dict)
     tenants: dict[int, str] = {}
+    gone: set[tuple[int, int]] = set()
     for change in changes:
+        gone.update((change.tenant_id, entity) for entity in change.gone)
         tenants[change.tenant_id] = change.tenant
         entities[change.tenant_id].update(change.entities)
         attributes[change.tenant_id].update(change.attributes)
     rows: dict[str, list[tuple[Any, ...]]] = {
-        "entities": sorted((t, e, name) for t, names in entities.items() for e, name in names.items()),
+        GONE: sorted(gone),
+        # A name that goes within the same load is never written.
+        "entities": sorted(
+            (t, e, name) for t, names in entities.items() for e, name in names.items() if (t, e) not in gone
+        ),
         "attributes": sorted(
             (t, a, name, str(vt)) for t, names in attributes.items() for a, (name, vt) in names.items()
         ),

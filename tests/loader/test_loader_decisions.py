@@ -48,6 +48,22 @@ def test_the_identity_is_of_transaction_tenant_bucket_operation_and_part() -> No
     assert len(set(keys)) == len(keys) == 6
 
 
+def test_a_device_that_is_gone_has_no_name() -> None:
+    found = decoded(change_record(doubles(1, entity=1), deletes=True, gone=[2]))
+    assert isinstance(found, DecodedChanges)
+    assert (found.changes.entities, found.changes.gone, found.changes.rows) == ({1: "device-1"}, {2}, 1)
+    empty = decoded(change_record([], gone=[2]))
+    assert isinstance(empty, DecodedChanges)
+    assert (empty.changes.entities, empty.changes.gone, empty.changes.rows) == ({}, {2}, 0)
+
+
+def _gone_with_values() -> Record:
+    record = change_record(doubles(3), bucket=4)
+    batch = change_pb2.ChangeBatch.FromString(record.value)
+    batch.entities[0].gone = True
+    return Record(batch.SerializeToString(), record.headers, record.key)
+
+
 def _changed(**fields: object) -> Record:
     record = change_record(doubles(3), bucket=4)
     batch = change_pb2.ChangeBatch.FromString(record.value)
@@ -87,6 +103,7 @@ GOOD = change_record(doubles(3), bucket=4)
         pytest.param(_column("entities", 0), id="unequal-columns"),
         pytest.param(_column("revisions", 1), id="unequal-revisions"),
         pytest.param(_far_index(), id="index-out-of-range"),
+        pytest.param(_gone_with_values(), id="values-of-what-is-gone"),
     ],
 )
 def test_what_cannot_be_read_says_what_it_may_touch(record: Record) -> None:
@@ -162,6 +179,7 @@ def test_after_a_rebuild_only_what_it_lacks_is_taken() -> None:
         assert isinstance(found, DecodedChanges)
         buffer.add_changes(0, 1, 0.0, found)
         rows[name] = buffer.changes[0].rows
+        assert bool(buffer.changes[0].entities) == (name in {"running", "later"}), "a device deleted since has no name"
     # The one reading before the floor is not in what the rebuild brought.
     assert rows == {"held": 1, "running": 3, "later": 3, "stranger": 0}
     with pytest.raises(Undecodable):

@@ -1,6 +1,6 @@
 """What the audit decides, on stores made by hand."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -88,6 +88,8 @@ class Store:
     rows: list[tuple[Key, Held]]
     late: list[tuple[Key, Held]] = field(default_factory=list)
     waits: int = 0
+    begins_us: int | None = None
+    named: dict[int, str] = field(default_factory=dict)
 
     def wait_for(self, through_us: int, deadline: float) -> None:
         self.waits += 1
@@ -98,11 +100,21 @@ class Store:
     def readings(self, tenant_id: int, from_us: int, to_us: int) -> Iterator[tuple[Key, Held]]:
         return iter([row for row in self.rows if from_us <= row[0][3] < to_us])
 
+    def complete_from_us(self, tenant_id: int) -> int | None:
+        return self.begins_us
+
+    def names(self, tenant_id: int) -> Mapping[int, str]:
+        return self.named
+
+    def remains(self, tenant_id: int, entity_ids: Sequence[int]) -> Iterator[tuple[int, str]]:
+        return iter([(key[1], "a reading") for key, _ in self.rows if key[1] in entity_ids])
+
 
 class HandMadePrimary(Primary):
-    def __init__(self, rows: list[tuple[Key, Held]]) -> None:
+    def __init__(self, rows: list[tuple[Key, Held]], floor_us: int = 0) -> None:
         super().__init__("")
         self.rows = rows
+        self.floor = floor_us
 
     def tenants(self, name: str | None) -> dict[int, str]:
         return {1: "acme"}
@@ -110,8 +122,8 @@ class HandMadePrimary(Primary):
     def now_us(self) -> int:
         return 0
 
-    def span(self, tenant_id: int) -> tuple[int, int] | None:
-        return (self.rows[0][0][3], self.rows[-1][0][3]) if self.rows else None
+    def floor_us(self, tenant_id: int) -> int:
+        return self.floor
 
     def readings(self, tenant_id: int, from_us: int, to_us: int) -> Iterator[tuple[Key, Held]]:
         return iter([row for row in self.rows if from_us <= row[0][3] < to_us])
@@ -135,6 +147,26 @@ def test_a_reading_that_never_arrives_is_one() -> None:
     result = verify(HandMadePrimary(ROWS), Store("warehouse", [ROWS[0], *ROWS[2:]]))
     assert [difference.hour_us for difference in result.differences] == [HOUR_US]
     assert result.differences[0].other is None
+
+
+@pytest.mark.parametrize("ours", [ROWS[1:3], []], ids=["outside of what PostgreSQL has", "of a tenant without any"])
+def test_a_reading_that_only_the_other_store_has_is_found(ours: list[tuple[Key, Held]]) -> None:
+    result = verify(HandMadePrimary(ours), Store("warehouse", ROWS))
+    assert [d.hour_us for d in result.differences] == [key[3] - 5 for key, held in ROWS if (key, held) not in ours]
+    assert all(difference.one is None for difference in result.differences)
+
+
+@pytest.mark.parametrize(
+    ("floor_us", "begins_us"),
+    [(2 * HOUR_US, None), (HOUR_US + 1, None), (0, 2 * HOUR_US), (0, HOUR_US + 1)],
+    ids=["retention of PostgreSQL", "within an hour", "retention of the warehouse", "within an hour of the warehouse"],
+)
+def test_what_retention_may_have_removed_is_not_compared(floor_us: int, begins_us: int | None) -> None:
+    short, whole = ROWS[2:], ROWS
+    one, other = (short, whole) if floor_us else (whole, short)
+    result = verify(HandMadePrimary(one, floor_us), Store("warehouse", other, begins_us=begins_us))
+    assert (result.hours, result.differences) == (2, ())
+    assert verify(HandMadePrimary(one), Store("warehouse", other)).differences != ()
 
 
 def test_no_readings_make_no_hours() -> None:

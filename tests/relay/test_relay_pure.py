@@ -113,6 +113,24 @@ def test_pieces_of_several_types_carry_only_the_names_they_need() -> None:
     assert [[entity.external_id[:1] for entity in piece.entities] for piece in pieces] == [["d"], ["n"], ["n"]]
 
 
+@pytest.mark.parametrize("limit", [400, 900, 20_000])
+def test_the_first_piece_says_that_a_device_is_gone(limit: int) -> None:
+    batch = change_batch(BATCH, values=[1.0] * 60, op=change_pb2.CHANGE_OP_DELETE)
+    batch.entities[0].gone = True
+    batch.entities.add(entity_id=9, gone=True)
+    pieces = [change_pb2.ChangeBatch.FromString(piece) for piece in split(batch.SerializeToString(), limit)]
+    assert all(piece.entities[0].gone for piece in pieces)
+    assert [[e.entity_id for e in piece.entities[1:] if e.gone] for piece in pieces] == [[9], *[[]] * (len(pieces) - 1)]
+    assert [change for piece in pieces for change in changes_of(piece)] == changes_of(batch)
+
+
+def test_a_batch_without_changes_is_a_record() -> None:
+    batch = change_pb2.ChangeBatch(batch_id=BATCH.bytes, tenant_id=1, op=change_pb2.CHANGE_OP_DELETE)
+    batch.entities.add(entity_id=9, gone=True)
+    (piece,) = split(batch.SerializeToString(), 400)
+    assert change_pb2.ChangeBatch.FromString(piece).entities[0].gone
+
+
 def test_a_single_change_that_does_not_fit_is_an_error() -> None:
     batch = change_batch(BATCH, values=["x" * 5000])
     with pytest.raises(ChangeTooLarge):

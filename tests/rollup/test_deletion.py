@@ -30,6 +30,24 @@ def count(connection: psycopg.Connection[Any], table: str, entity_id: int) -> in
     return int(row[0])
 
 
+def farewells(connection: psycopg.Connection[Any]) -> list[tuple[int, bool]]:
+    """(entity, whether it is said to be gone) of every DELETE in the outbox that deletes no reading."""
+    found = []
+    for changes, spans, payload in connection.execute(
+        "SELECT changes, cardinality(tenant_ids) + cardinality(min_ts) + cardinality(max_ts), payload "
+        "FROM outbox ORDER BY id"
+    ).fetchall():
+        (frame,) = change_pb2.OutboxPayload.FromString(payload).frames
+        batch = change_pb2.ChangeBatch.FromString(frame.change_batch)
+        if batch.op == change_pb2.CHANGE_OP_DELETE:
+            assert all(entity.gone for entity in batch.entities)
+            if not changes:
+                assert spans == 0, "no answer about readings waits for it"
+                found.append((batch.entities[0].entity_id, batch.entities[0].gone))
+    connection.commit()
+    return found
+
+
 def deletions(connection: psycopg.Connection[Any]) -> set[tuple[int, int, int]]:
     """(entity, attribute, time) of every DELETE in the outbox."""
     found = set()
@@ -96,6 +114,7 @@ async def test_a_device_goes_from_everywhere(
         (entity, fleet.attributes[name].attribute_id, fleet.now_us - i * 1_000) for name in values for i in range(3_000)
     }
     assert deletions(owner) == want
+    assert set(farewells(owner)) == {(entity, True)}
     # The same name is another device.
     row = owner.execute("SELECT register_entity(%s, %s, '', '{}')", [fleet.tenant_id, DEVICE]).fetchone()
     owner.commit()
@@ -123,6 +142,36 @@ async def test_it_goes_on_after_a_death_and_finds_what_came_late(
     done = await find_operation(admin_pool, fleet.tenant_id, operation)
     assert (done.step, done.readings_deleted) == ("done", 11_001)
     assert count(owner, "entity_attributes", entity) == count(owner, "latest_values", entity) == 0
+
+
+async def test_of_a_device_without_readings_followers_are_told_too(
+    owner: psycopg.Connection[Any], fleet: Fleet, worker: Worker, admin_pool: Pool
+) -> None:
+    await order_deletion(admin_pool, fleet.tenant_id, DEVICE, uuid4())
+    assert farewells(owner) == []
+    await worker.delete()
+    assert farewells(owner) == [(fleet.entity_ids[DEVICE], True)]
+    await settle(worker)
+    assert set(farewells(owner)) == {(fleet.entity_ids[DEVICE], True)}
+
+
+async def test_the_warehouse_is_waited_for_past_the_last_records_commit(
+    owner: psycopg.Connection[Any], fleet: Fleet, write: Write, worker: Worker, admin_pool: Pool
+) -> None:
+    write(DEVICE, "count", {fleet.now_us: 1})
+    owner.execute("INSERT INTO loaded_lanes (lane, loaded_through) SELECT g, '2020-01-01' FROM generate_series(0, 3) g")
+    owner.commit()
+    operation = (await order_deletion(admin_pool, fleet.tenant_id, DEVICE, uuid4())).operation_id
+    while (await find_operation(admin_pool, fleet.tenant_id, operation)).step != "settle":
+        await worker.delete()
+    row = owner.execute("SELECT deleted_at FROM entity_deletions").fetchone()
+    owner.commit()
+    await settle(worker)
+    # A loader that stands between the last deletion, as it was under way, and its commit has not seen it.
+    owner.execute("UPDATE loaded_lanes SET loaded_through = %s + interval '1 us'", row)
+    owner.commit()
+    await settle(worker)
+    assert (await find_operation(admin_pool, fleet.tenant_id, operation)).step == "warehouse"
 
 
 async def test_it_waits_for_the_warehouse_and_is_listed(

@@ -394,6 +394,77 @@ def test_a_query_is_given_up_while_it_runs(warehouse: Warehouse) -> None:
     assert warehouse.query("SELECT count(*) FROM entity_attributes_double").rows == [(300,)]
 
 
+def names(warehouse: Warehouse) -> list[tuple[int, str]]:
+    answer = warehouse.query("SELECT entity_id, external_id FROM entities ORDER BY entity_id")
+    return [(entity, name) for entity, name in answer.rows]
+
+
+NAMED = [*doubles(2), *doubles(2, entity=2)]
+FAREWELL = [(entity, attribute, ts, None) for entity, attribute, ts, _ in doubles(2)]
+
+
+@pytest.mark.parametrize("compacted", [False, True], ids=["plain", "compacted"])
+@pytest.mark.parametrize("order", ["0123", "3210", "2031", "1302"])
+def test_a_device_that_is_gone_has_no_name_whatever_comes_when(
+    warehouse: Warehouse, order: str, compacted: bool
+) -> None:
+    opened(warehouse)
+    sets = [
+        change_set(NAMED),
+        change_set([(1, 1, T0, 9.0)], revision=1),
+        change_set(FAREWELL, revision=1, gone=[1]),
+        # What is said of a device that never had a reading, and once more of one that had.
+        change_set([], gone=[1, 3]),
+    ]
+    for place, number in enumerate(order):
+        load(warehouse, unit(place, place + 1, sets[int(number)]))
+        if compacted:
+            warehouse.compact()
+    # A write request that had looked the device up before the deletion, published after it.
+    load(warehouse, unit(4, 5, change_set([(3, 1, T0, 1.0)])))
+    assert names(warehouse) == [(2, "device-2")]
+    warehouse.compact()
+    assert names(warehouse) == [(2, "device-2")]
+    assert held(warehouse) == expected(doubles(2, entity=2), [(3, 1, T0, 1.0)])
+    stored = {size.kind: size.rows for size in warehouse.status().sizes}
+    assert stored["entities"] == 1, "the name is not just hidden"
+    assert names(warehouse) == [(2, "device-2")]
+
+
+def test_a_load_of_a_device_and_its_deletion_leaves_no_name(warehouse: Warehouse) -> None:
+    opened(warehouse)
+    load(warehouse, unit(0, 3, change_set(doubles(2)), change_set(FAREWELL, gone=[1]), change_set([], gone=[1])))
+    assert (names(warehouse), held(warehouse)) == ([], {})
+
+
+def test_a_device_is_gone_from_its_tenant_only_and_its_name_can_be_anothers(warehouse: Warehouse) -> None:
+    opened(warehouse)
+    load(warehouse, unit(0, 2, change_set(doubles(1)), change_set(doubles(1), tenant=2)))
+    load(warehouse, unit(2, 3, change_set(FAREWELL[:1], gone=[1])))
+    again = change_set(doubles(1, entity=7))
+    load(warehouse, unit(3, 4, replace(again, entities={7: "device-1"})))
+    warehouse.compact()
+    answer = warehouse.query("SELECT tenant_id, entity_id, external_id FROM entities ORDER BY 1")
+    assert [tuple(row) for row in answer.rows] == [(1, 7, "device-1"), (2, 1, "device-1")]
+
+
+def test_a_rebuild_keeps_what_is_gone(warehouse: Warehouse) -> None:
+    opened(warehouse)
+    load(warehouse, unit(0, 2, change_set([*NAMED, *doubles(2, entity=4)]), change_set([], gone=[1, 2, 3])))
+    # PostgreSQL knows of one more deletion, has forgotten the first, and was restored to before the second.
+    rebuild = warehouse.begin_rebuild()
+    for kind, table in tables_of([change_set([], gone=[4]), change_set(doubles(2, entity=2))]).items():
+        rebuild.add(kind, table)
+    rebuild.finish(rebuilt(floors_us={1: T0 - HOUR_US}))
+    assert names(warehouse) == [(2, "device-2")]
+    here = {"topic_id": "topic-id-2", "generation": 2}
+    late = [change_set(doubles(1, entity=entity, start=T0 + HOUR_US)) for entity in (1, 3, 4)]
+    load(warehouse, unit(40, 43, *late, **here))
+    assert names(warehouse) == [(2, "device-2")]
+    stored = {size.kind: size.rows for size in warehouse.status().sizes}
+    assert stored["gone_entities"] == 3
+
+
 def rebuilt(**changes: object) -> RebuildResult:
     result = RebuildResult("topic-id-2", {0: 40, 1: 50}, 1, 1_000, 1_001, "200:210:205", {1: T0})
     return replace(result, **changes)  # type: ignore[arg-type]

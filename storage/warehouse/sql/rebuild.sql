@@ -37,6 +37,10 @@ SELECT h.ts_from, h.ts_to FROM history_partitions h
    AND h.ts_to > timestamptz 'epoch' + %(floor_us)s * interval '1 microsecond'
  ORDER BY h.ts_from
 
+-- name: gone_entities
+-- Deletions of the last weeks. Batches of these devices may still stand in the log, or be published again.
+COPY (SELECT tenant_id, entity_id FROM entity_deletions ORDER BY 1, 2) TO STDOUT (FORMAT csv)
+
 -- name: entities
 COPY (SELECT tenant_id, entity_id, external_id FROM entities ORDER BY 1, 2) TO STDOUT (FORMAT csv)
 

@@ -54,6 +54,11 @@ CREATE TABLE IF NOT EXISTS atlasco.delta_{type} (
     value {sql}, revision INTEGER NOT NULL, deleted BOOLEAN NOT NULL)
 DISTKEY (entity_id) SORTKEY (ts)
 
+-- name: create_gone_entities
+-- The devices that were deleted, so that no batch delivered late or again brings a name back.
+CREATE TABLE IF NOT EXISTS atlasco.gone_entities (tenant_id INTEGER NOT NULL, entity_id BIGINT NOT NULL)
+DISTKEY (entity_id) SORTKEY (tenant_id, entity_id)
+
 -- name: create_entities
 CREATE TABLE IF NOT EXISTS atlasco.entities (
     tenant_id INTEGER NOT NULL, entity_id BIGINT NOT NULL, external_id VARCHAR(512) NOT NULL)
@@ -162,6 +167,26 @@ DROP TABLE staged_batches
 -- name: forget_batches
 DELETE FROM atlasco.batches WHERE loaded_us < %s
 
+-- name: stage_gone_entities
+CREATE TEMP TABLE staged_gone_entities (tenant_id INTEGER, entity_id BIGINT)
+
+-- name: merge_gone_entities
+INSERT INTO atlasco.gone_entities (tenant_id, entity_id)
+SELECT DISTINCT s.tenant_id, s.entity_id FROM staged_gone_entities s
+ WHERE NOT EXISTS (SELECT 1 FROM atlasco.gone_entities g WHERE g.tenant_id = s.tenant_id AND g.entity_id = s.entity_id)
+
+-- name: remove_gone
+-- The one place where a name is stored: what the view of a local warehouse leaves out is deleted here at once.
+DELETE FROM atlasco.entities
+ USING atlasco.gone_entities g
+ WHERE g.tenant_id = entities.tenant_id AND g.entity_id = entities.entity_id
+
+-- name: not_gone
+-- After a rebuild: PostgreSQL has the device, for it was restored to a moment before the deletion.
+DELETE FROM atlasco.gone_entities
+ USING atlasco.entities e
+ WHERE e.tenant_id = gone_entities.tenant_id AND e.entity_id = gone_entities.entity_id
+
 -- name: stage_entities
 CREATE TEMP TABLE staged_entities (tenant_id INTEGER, entity_id BIGINT, external_id VARCHAR(512))
 
@@ -169,6 +194,7 @@ CREATE TEMP TABLE staged_entities (tenant_id INTEGER, entity_id BIGINT, external
 INSERT INTO atlasco.entities (tenant_id, entity_id, external_id)
 SELECT s.tenant_id, s.entity_id, max(s.external_id) FROM staged_entities s
  WHERE NOT EXISTS (SELECT 1 FROM atlasco.entities e WHERE e.tenant_id = s.tenant_id AND e.entity_id = s.entity_id)
+   AND NOT EXISTS (SELECT 1 FROM atlasco.gone_entities g WHERE g.tenant_id = s.tenant_id AND g.entity_id = s.entity_id)
  GROUP BY s.tenant_id, s.entity_id
 
 -- name: stage_attributes

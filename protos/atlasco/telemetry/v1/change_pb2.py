@@ -25,33 +25,33 @@ _sym_db = _symbol_database.Default()
 from atlasco.telemetry.v1 import common_pb2 as atlasco_dot_telemetry_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!atlasco/telemetry/v1/change.proto\x12\x14\x61tlasco.telemetry.v1\x1a!atlasco/telemetry/v1/common.proto\"\xe7\x03\n\x0b\x43hangeBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x0c\x12\x11\n\ttenant_id\x18\x02 \x01(\r\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x0e\n\x06\x62ucket\x18\x04 \x01(\r\x12*\n\x02op\x18\x05 \x01(\x0e\x32\x1e.atlasco.telemetry.v1.ChangeOp\x12\x35\n\x08\x65ntities\x18\x06 \x03(\x0b\x32#.atlasco.telemetry.v1.ChangedEntity\x12:\n\nattributes\x18\x07 \x03(\x0b\x32&.atlasco.telemetry.v1.ChangedAttribute\x12\x14\n\x0c\x62\x61se_time_us\x18\x08 \x01(\x03\x12\x34\n\x07\x64oubles\x18\t \x01(\x0b\x32#.atlasco.telemetry.v1.DoubleChanges\x12\x32\n\x06int64s\x18\n \x01(\x0b\x32\".atlasco.telemetry.v1.Int64Changes\x12\x30\n\x05\x62ools\x18\x0b \x01(\x0b\x32!.atlasco.telemetry.v1.BoolChanges\x12\x34\n\x07strings\x18\x0c \x01(\x0b\x32#.atlasco.telemetry.v1.StringChanges\x12\x0c\n\x04part\x18\r \x01(\r\"7\n\rChangedEntity\x12\x11\n\tentity_id\x18\x01 \x01(\x03\x12\x13\n\x0b\x65xternal_id\x18\x02 \x01(\t\"i\n\x10\x43hangedAttribute\x12\x14\n\x0c\x61ttribute_id\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x31\n\x04type\x18\x03 \x01(\x0e\x32#.atlasco.telemetry.v1.AttributeType\"p\n\rDoubleChanges\x12\x10\n\x08\x65ntities\x18\x01 \x03(\r\x12\x12\n\nattributes\x18\x02 \x03(\r\x12\x16\n\x0etime_deltas_us\x18\x03 \x03(\x04\x12\x0e\n\x06values\x18\x04 \x03(\x01\x12\x11\n\trevisions\x18\x05 \x03(\r\"o\n\x0cInt64Changes\x12\x10\n\x08\x65ntities\x18\x01 \x03(\r\x12\x12\n\nattributes\x18\x02 \x03(\r\x12\x16\n\x0etime_deltas_us\x18\x03 \x03(\x04\x12\x0e\n\x06values\x18\x04 \x03(\x12\x12\x11\n\trevisions\x18\x05 \x03(\r\"n\n\x0b\x42oolChanges\x12\x10\n\x08\x65ntities\x18\x01 \x03(\r\x12\x12\n\nattributes\x18\x02 \x03(\r\x12\x16\n\x0etime_deltas_us\x18\x03 \x03(\x04\x12\x0e\n\x06values\x18\x04 \x03(\x08\x12\x11\n\trevisions\x18\x05 \x03(\r\"p\n\rStringChanges\x12\x10\n\x08\x65ntities\x18\x01 \x03(\r\x12\x12\n\nattributes\x18\x02 \x03(\r\x12\x16\n\x0etime_deltas_us\x18\x03 \x03(\x04\x12\x0e\n\x06values\x18\x04 \x03(\t\x12\x11\n\trevisions\x18\x05 \x03(\r\"\x81\x01\n\tWatermark\x12\x0c\n\x04lane\x18\x01 \x01(\r\x12\r\n\x05lanes\x18\x02 \x01(\r\x12\x11\n\tpartition\x18\x03 \x01(\r\x12\x12\n\npartitions\x18\x04 \x01(\r\x12\x1b\n\x13\x63omplete_through_us\x18\x05 \x01(\x03\x12\x13\n\x0blease_epoch\x18\x06 \x01(\x03\"B\n\rOutboxPayload\x12\x31\n\x06\x66rames\x18\x01 \x03(\x0b\x32!.atlasco.telemetry.v1.OutboxFrame\"W\n\x0bOutboxFrame\x12\x11\n\ttenant_id\x18\x01 \x01(\r\x12\x0e\n\x06\x62ucket\x18\x02 \x01(\r\x12\x0f\n\x07\x63hanges\x18\x03 \x01(\r\x12\x14\n\x0c\x63hange_batch\x18\x04 \x01(\x0c*Q\n\x08\x43hangeOp\x12\x19\n\x15\x43HANGE_OP_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HANGE_OP_UPSERT\x10\x01\x12\x14\n\x10\x43HANGE_OP_DELETE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!atlasco/telemetry/v1/change.proto\x12\x14\x61tlasco.telemetry.v1\x1a!atlasco/telemetry/v1/common.proto\"\xe7\x03\n\x0b\x43hangeBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x0c\x12\x11\n\ttenant_id\x18\x02 \x01(\r\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x0e\n\x06\x62ucket\x18\x04 \x01(\r\x12*\n\x02op\x18\x05 \x01(\x0e\x32\x1e.atlasco.telemetry.v1.ChangeOp\x12\x35\n\x08\x65ntities\x18\x06 \x03(\x0b\x32#.atlasco.telemetry.v1.ChangedEntity\x12:\n\nattributes\x18\x07 \x03(\x0b\x32&.atlasco.telemetry.v1.ChangedAttribute\x12\x14\n\x0c\x62\x61se_time_us\x18\x08 \x01(\x03\x12\x34\n\x07\x64oubles\x18\t \x01(\x0b\x32#.atlasco.telemetry.v1.DoubleChanges\x12\x32\n\x06int64s\x18\n \x01(\x0b\x32\".atlasco.telemetry.v1.Int64Changes\x12\x30\n\x05\x62ools\x18\x0b \x01(\x0b\x32!.atlasco.telemetry.v1.BoolChanges\x12\x34\n\x07strings\x18\x0c \x01(\x0b\x32#.atlasco.telemetry.v1.StringChanges\x12\x0c\n\x04part\x18\r \x01(\r\"E\n\rChangedEntity\x12\x11\n\tentity_id\x18\x01 \x01(\x03\x12\x13\n\x0b\x65xternal_id\x18\x02 \x01(\t\x12\x0c\n\x04gone\x18\x03 \x01(\x08\"i\n\x10\x43hangedAttribute\x12\x14\n\x0c\x61ttribute_id\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x31\n\x04type\x18\x03 \x01(\x0e\x32#.atlasco.telemetry.v1.AttributeType\"p\n\rDoubleChanges\x12\x10\n\x08\x65ntities\x18\x01 \x03(\r\x12\x12\n\nattributes\x18\x02 \x03(\r\x12\x16\n\x0etime_deltas_us\x18\x03 \x03(\x04\x12\x0e\n\x06values\x18\x04 \x03(\x01\x12\x11\n\trevisions\x18\x05 \x03(\r\"o\n\x0cInt64Changes\x12\x10\n\x08\x65ntities\x18\x01 \x03(\r\x12\x12\n\nattributes\x18\x02 \x03(\r\x12\x16\n\x0etime_deltas_us\x18\x03 \x03(\x04\x12\x0e\n\x06values\x18\x04 \x03(\x12\x12\x11\n\trevisions\x18\x05 \x03(\r\"n\n\x0b\x42oolChanges\x12\x10\n\x08\x65ntities\x18\x01 \x03(\r\x12\x12\n\nattributes\x18\x02 \x03(\r\x12\x16\n\x0etime_deltas_us\x18\x03 \x03(\x04\x12\x0e\n\x06values\x18\x04 \x03(\x08\x12\x11\n\trevisions\x18\x05 \x03(\r\"p\n\rStringChanges\x12\x10\n\x08\x65ntities\x18\x01 \x03(\r\x12\x12\n\nattributes\x18\x02 \x03(\r\x12\x16\n\x0etime_deltas_us\x18\x03 \x03(\x04\x12\x0e\n\x06values\x18\x04 \x03(\t\x12\x11\n\trevisions\x18\x05 \x03(\r\"\x81\x01\n\tWatermark\x12\x0c\n\x04lane\x18\x01 \x01(\r\x12\r\n\x05lanes\x18\x02 \x01(\r\x12\x11\n\tpartition\x18\x03 \x01(\r\x12\x12\n\npartitions\x18\x04 \x01(\r\x12\x1b\n\x13\x63omplete_through_us\x18\x05 \x01(\x03\x12\x13\n\x0blease_epoch\x18\x06 \x01(\x03\"B\n\rOutboxPayload\x12\x31\n\x06\x66rames\x18\x01 \x03(\x0b\x32!.atlasco.telemetry.v1.OutboxFrame\"W\n\x0bOutboxFrame\x12\x11\n\ttenant_id\x18\x01 \x01(\r\x12\x0e\n\x06\x62ucket\x18\x02 \x01(\r\x12\x0f\n\x07\x63hanges\x18\x03 \x01(\r\x12\x14\n\x0c\x63hange_batch\x18\x04 \x01(\x0c*Q\n\x08\x43hangeOp\x12\x19\n\x15\x43HANGE_OP_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HANGE_OP_UPSERT\x10\x01\x12\x14\n\x10\x43HANGE_OP_DELETE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atlasco.telemetry.v1.change_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHANGEOP']._serialized_start=1490
-  _globals['_CHANGEOP']._serialized_end=1571
+  _globals['_CHANGEOP']._serialized_start=1504
+  _globals['_CHANGEOP']._serialized_end=1585
   _globals['_CHANGEBATCH']._serialized_start=95
   _globals['_CHANGEBATCH']._serialized_end=582
   _globals['_CHANGEDENTITY']._serialized_start=584
-  _globals['_CHANGEDENTITY']._serialized_end=639
-  _globals['_CHANGEDATTRIBUTE']._serialized_start=641
-  _globals['_CHANGEDATTRIBUTE']._serialized_end=746
-  _globals['_DOUBLECHANGES']._serialized_start=748
-  _globals['_DOUBLECHANGES']._serialized_end=860
-  _globals['_INT64CHANGES']._serialized_start=862
-  _globals['_INT64CHANGES']._serialized_end=973
-  _globals['_BOOLCHANGES']._serialized_start=975
-  _globals['_BOOLCHANGES']._serialized_end=1085
-  _globals['_STRINGCHANGES']._serialized_start=1087
-  _globals['_STRINGCHANGES']._serialized_end=1199
-  _globals['_WATERMARK']._serialized_start=1202
-  _globals['_WATERMARK']._serialized_end=1331
-  _globals['_OUTBOXPAYLOAD']._serialized_start=1333
-  _globals['_OUTBOXPAYLOAD']._serialized_end=1399
-  _globals['_OUTBOXFRAME']._serialized_start=1401
-  _globals['_OUTBOXFRAME']._serialized_end=1488
+  _globals['_CHANGEDENTITY']._serialized_end=653
+  _globals['_CHANGEDATTRIBUTE']._serialized_start=655
+  _globals['_CHANGEDATTRIBUTE']._serialized_end=760
+  _globals['_DOUBLECHANGES']._serialized_start=762
+  _globals['_DOUBLECHANGES']._serialized_end=874
+  _globals['_INT64CHANGES']._serialized_start=876
+  _globals['_INT64CHANGES']._serialized_end=987
+  _globals['_BOOLCHANGES']._serialized_start=989
+  _globals['_BOOLCHANGES']._serialized_end=1099
+  _globals['_STRINGCHANGES']._serialized_start=1101
+  _globals['_STRINGCHANGES']._serialized_end=1213
+  _globals['_WATERMARK']._serialized_start=1216
+  _globals['_WATERMARK']._serialized_end=1345
+  _globals['_OUTBOXPAYLOAD']._serialized_start=1347
+  _globals['_OUTBOXPAYLOAD']._serialized_end=1413
+  _globals['_OUTBOXFRAME']._serialized_start=1415
+  _globals['_OUTBOXFRAME']._serialized_end=1502
 # @@protoc_insertion_point(module_scope)

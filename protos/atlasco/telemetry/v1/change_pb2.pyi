@@ -62,7 +62,8 @@ Global___ChangeOp: _TypeAlias = ChangeOp  # noqa: Y015
 
 @_typing.final
 class ChangeBatch(_message.Message):
-    """The changes that one write transaction made to the readings of one tenant in one device bucket.
+    """The changes that one write transaction made to the readings of one tenant in one device bucket. It may have none, when
+    all it says is that a device is gone.
 
     A change is identified by (tenant, entity, attribute, timestamp) and carries a revision: 0 for a first value,
     then 1, 2, … for each correction, taken under the row's lock. A consumer keeps the highest revision it has
@@ -151,18 +152,24 @@ class ChangedEntity(_message.Message):
 
     ENTITY_ID_FIELD_NUMBER: _builtins.int
     EXTERNAL_ID_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
     entity_id: _builtins.int
     external_id: _builtins.str
     """The device's own name."""
+    gone: _builtins.bool
+    """In a DELETE batch: the device itself is gone. Forget its name, and ignore it in whatever comes of the device later:
+    ids are never used again. A device without readings is told of in a batch without changes.
+    """
     def __init__(
         self,
         *,
         entity_id: _builtins.int = ...,
         external_id: _builtins.str = ...,
+        gone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity_id", b"entity_id", "external_id", b"external_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity_id", b"entity_id", "external_id", b"external_id", "gone", b"gone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
