@@ -5,11 +5,14 @@ even while it is still stored. A tenant that never wrote has no devices and no a
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from operator import attrgetter
+from typing import Any, Final
 
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from storage.binary import Int4Array, Int8Array
+from storage.binary import Int4Array
 from storage.database import Pool
 from storage.model import ValueType
 from storage.read_model import (
@@ -24,12 +27,16 @@ from storage.read_model import (
     LatestNotKept,
     Position,
     Reading,
+    Scalar,
     SeriesPage,
     SeriesQuestion,
 )
-from storage.read_series import attributes_by_name, entity_ids, read_page
+from storage.read_series import attributes_by_name, read_page
 from storage.read_session import ReadSession, read_session
 from storage.read_tenants import TenantDirectory
+from storage.statements import statements
+
+_ATTRIBUTE: Final = attrgetter("attribute")
 
 
 class TelemetryReads:
@@ -94,19 +101,19 @@ async def read_latest(session: ReadSession, entities: Sequence[str], attributes:
         LatestNotKept: one of the attributes opted out of latest values.
         AnswerTooLarge: more than MAX_LATEST_VALUES values, or more than MAX_TEXT_BYTES of text.
     """
-    ids = await entity_ids(session, entities)
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = {"names": list(entities), "limit": MAX_LATEST_VALUES + len(entities) + 1}
     if attributes:
         named = await attributes_by_name(session, attributes)
         for attribute in named.values():
             if not attribute.keeps_latest:
                 raise LatestNotKept(attribute.name)
         parameters["attributes"] = Int4Array([a.attribute_id for a in named.values()])
-    readings = await _latest_readings(session, ids, parameters) if ids else {}
+    cursor = await session.run_text(_latest_statement(some=bool(attributes)), parameters)
+    found = _readings_by_device(await cursor.fetchall())
     return LatestAnswer(
         as_of_us=session.as_of_us,
-        entities={name: readings.get(ids[name], []) for name in entities if name in ids},
-        missing=[name for name in entities if name not in ids],
+        entities={name: found[name] for name in entities if name in found},
+        missing=[name for name in entities if name not in found],
     )
 
 
@@ -150,24 +157,34 @@ async def read_attributes(session: ReadSession, *, page_size: int, after: str = 
     return AttributePage(session.as_of_us, found, found[-1].name if len(rows) > page_size else None)
 
 
-async def _latest_readings(
-    session: ReadSession, ids: Mapping[str, int], parameters: dict[str, Any]
-) -> dict[int, list[Reading]]:
-    name = "latest_of_attributes" if "attributes" in parameters else "latest_of_all_attributes"
-    cursor = await session.run(
-        name, {**parameters, "entities": Int8Array(list(ids.values())), "limit": MAX_LATEST_VALUES + 1}
-    )
-    rows = await cursor.fetchall()
-    if len(rows) > MAX_LATEST_VALUES:
+@cache
+def _latest_statement(*, some: bool) -> sql.Composed:
+    text = statements("reads.sql")
+    return sql.SQL(text["latest_of_devices"]).format(condition=sql.SQL(text["latest_some" if some else "latest_all"]))
+
+
+def _readings_by_device(rows: Sequence[tuple[Any, ...]]) -> dict[str, list[Reading]]:
+    """The devices of `latest_of_devices`, each with its readings by attribute name; raises AnswerTooLarge."""
+    found: dict[str, list[Reading]] = {}
+    count = text_bytes = 0
+    for device, attribute, time_us, double, bigint, boolean, text in rows:
+        readings = found.setdefault(device, [])
+        if attribute is None:
+            continue
+        if double is not None:
+            value: Scalar = double
+        elif text is not None:
+            value = text
+            text_bytes += len(text.encode())
+        else:
+            value = bigint if bigint is not None else boolean
+        readings.append(Reading(attribute, time_us, value))
+        count += 1
+    if count > MAX_LATEST_VALUES:
         raise AnswerTooLarge(f"more than {MAX_LATEST_VALUES} values; ask for fewer devices or attributes")
-    found: dict[int, list[Reading]] = {}
-    text_bytes = 0
-    # In Python, not in SQL: a few values each, and an ORDER BY would keep the plan from streaming.
-    for entity_id, attribute, time_us, *values in sorted(rows, key=lambda row: (row[0], row[1])):
-        value = next(v for v in values if v is not None)
-        if isinstance(value, str):
-            text_bytes += len(value.encode())
-        found.setdefault(entity_id, []).append(Reading(attribute, time_us, value))
     if text_bytes > MAX_TEXT_BYTES:
         raise AnswerTooLarge(f"more than {MAX_TEXT_BYTES} bytes of text; ask for fewer devices or attributes")
+    # In Python, not in SQL: a few values each, and an ORDER BY would keep the plan from streaming.
+    for readings in found.values():
+        readings.sort(key=_ATTRIBUTE)
     return found

@@ -44,7 +44,7 @@ CREATE TABLE warehouse.rebuild_floors (
 
 CREATE TABLE warehouse.files (
     file_id    bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    -- base_<type>, delta_<type>, gone_entities, entities, attributes, tenants.
+    -- base_<type>, delta_<type>, entities, attributes, tenants.
     kind       text        NOT NULL,
     -- Below the warehouse's directory.
     path       text        NOT NULL UNIQUE,

@@ -119,8 +119,7 @@ CREATE TABLE entity_deletions (
     problem          text        NOT NULL DEFAULT '',
     created_at       timestamptz NOT NULL DEFAULT now(),
     started_at       timestamptz,
-    -- The database's clock after the last reading was deleted; from step 'warehouse' on, after the commit of the last
-    -- record of it in the outbox.
+    -- The database's clock after the last reading was deleted.
     deleted_at       timestamptz,
     ended_at         timestamptz
 );
@@ -307,40 +306,6 @@ BEGIN
     RETURN 'created';
 END $$;
 
--- What is left of devices whose deletion has ended: how many rows of each, by table; nothing, if all went well. For the
--- audit: no login of a process may read all of these tables. p_tenant NULL: of all tenants.
-CREATE FUNCTION deletion_remains(p_tenant text)
-RETURNS TABLE (tenant text, entity_id bigint, external_id text, place text, found bigint)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
-DECLARE
-    v_table text;
-BEGIN
-    FOR v_table IN
-        SELECT unnest(ARRAY[
-            'entities', 'entity_attributes_double', 'entity_attributes_bigint', 'entity_attributes_boolean',
-            'entity_attributes_text', 'latest_values', 'device_streams', 'device_sessions', 'stream_rejections',
-            'quarantine', 'rollup_minute_double', 'rollup_hour_double', 'rollup_minute_bigint', 'rollup_hour_bigint'
-        ])
-        UNION ALL
-        SELECT c.oid::regclass::text FROM pg_class c
-         WHERE c.relnamespace = 'projections'::regnamespace AND c.relkind = 'r'
-    LOOP
-        BEGIN
-            -- Counted for each device by itself: a look into an index, where a join might read all of history.
-            RETURN QUERY EXECUTE format(
-                'SELECT t.name, d.entity_id, d.external_id, %L::text, h.rows '
-                '  FROM entity_deletions d JOIN tenants t USING (tenant_id) '
-                ' CROSS JOIN LATERAL (SELECT count(*) AS rows FROM %s h '
-                '                      WHERE h.tenant_id = d.tenant_id AND h.entity_id = d.entity_id) h '
-                ' WHERE d.ended_at IS NOT NULL AND h.rows > 0 AND ($1 IS NULL OR t.name = $1)', v_table, v_table)
-            USING p_tenant;
-        EXCEPTION WHEN undefined_table THEN
-            -- A projection that was dropped meanwhile.
-            NULL;
-        END;
-    END LOOP;
-END $$;
-
 DO $$
 DECLARE
     v_table text;
@@ -358,16 +323,12 @@ END $$;
 REVOKE ALL ON FUNCTION
     ensure_rollups(timestamptz, timestamptz), retire_rollups(), create_rollup(integer, text, integer[], timestamptz),
     create_projection(integer, text, text, integer[]), drop_rollup(integer, text), drop_projection(integer, text),
-    remove_projection(integer), delete_entity(integer, text, uuid), deletion_remains(text)
+    remove_projection(integer), delete_entity(integer, text, uuid)
 FROM public;
 
 -- How far the rollups are is part of every answer from them; it tells nothing about any tenant.
 GRANT SELECT ON outbox_consumers TO atlasco_query, atlasco_ingest, atlasco_relay;
 GRANT SELECT ON rollups, projections, entity_deletions TO atlasco_ingest;
--- For a rebuild of the warehouse: whose names must not come back.
-GRANT SELECT ON entity_deletions TO atlasco_loader;
--- For the audit of the stores against each other.
-GRANT EXECUTE ON FUNCTION deletion_remains(text) TO atlasco_loader;
 -- Needed to lock a device's row while a stream of it is opened.
 GRANT UPDATE (created_at) ON entities TO atlasco_ingest;
 GRANT EXECUTE ON FUNCTION
