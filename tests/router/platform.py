@@ -60,8 +60,8 @@ class Platform:
             batch_id=uuid.uuid4().bytes, tenant_id=self.tenant, tenant=TENANT, op=change_pb2.CHANGE_OP_UPSERT
         )
         batch.base_time_us = min(time_us for _, _, time_us, _ in rows)
-        for name in DEVICES:
-            batch.entities.add(entity_id=self.ids[name], external_id=name)
+        for name, number in self.ids.items():
+            batch.entities.add(entity_id=number, external_id=name)
         for name, kind in zip(ATTRIBUTES, (1, 4), strict=True):
             batch.attributes.add(attribute_id=self.attributes[name], name=name, type=kind)  # type: ignore[arg-type]
         with self.owner.transaction():
@@ -79,7 +79,7 @@ class Platform:
                     [self.tenant, self.ids[device], self.attributes[attribute], time_us, value, revision or None],
                 )
                 column = batch.doubles if attribute == "temperature" else batch.strings
-                column.entities.append(DEVICES.index(device))
+                column.entities.append(list(self.ids).index(device))
                 column.attributes.append(ATTRIBUTES.index(attribute))
                 column.time_deltas_us.append(time_us - batch.base_time_us)
                 column.values.append(value)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from atlasco.telemetry.v1 import query_pb2, query_pb2_grpc
@@ -29,7 +30,7 @@ from storage.rollup.declare import create_rollup, find_rollup
 from storage.rollup.service import Worker, rollup_pool
 from tests.gateway.running_gateway import RunningGateway, running_gateway
 from tests.router.platform import ATTRIBUTES, DAY_US, DEVICES, HOUR_US, TENANT, TYPES, Platform, some_rows
-from tests.router.router_support import PRIMARY, REPLICA, Pair, ask, metadata
+from tests.router.router_support import PRIMARY, REPLICA, Pair, ask, metadata, refusal
 from tests.router.test_replica import source_fresh
 from tests.search.aggregates import check, random_question
 from tests.search.fleet import Fleet
@@ -254,6 +255,38 @@ async def test_no_method_asks_the_primary_for_analytics(platform: Platform, tier
     for value in latest.latest.values:
         time_us, (newest, _) = max(platform.readings["d1", value.attribute].items())
         assert (value.time_us, getattr(value.value, value.value.WhichOneof("kind"))) == (time_us, newest)
+
+
+async def test_a_device_that_never_said_anything_costs_the_primary_nothing(
+    platform: Platform, tiers: RunningGateway, pair: Pair
+) -> None:
+    platform.one("SELECT register_entity(%s, 'silent', '', '{}')", platform.tenant)
+    pair.replica.wait_caught_up()
+    day = {"start_time_us": platform.now_us - 10 * DAY_US, "end_time_us": platform.now_us}
+    freshness = query_pb2.Freshness(tier=ANALYTICS, explain=True)
+    series = query_pb2.ReadSeriesRequest(entities=["d1", "silent"], attributes=["state"], freshness=freshness, **day)
+    total = query_pb2.AggregateRequest(
+        selection=query_pb2.Selection(entities=["d1", "silent"]),
+        attributes=["state"],
+        functions=[query_pb2.AGGREGATE_FUNCTION_COUNT],
+        freshness=freshness,
+        **day,
+    )
+    answer = await ask(tiers.channel, TENANT, series)
+    wanted = {
+        t: v for t, (v, _) in platform.readings["d1", "state"].items() if day["start_time_us"] <= t < day["end_time_us"]
+    }
+    assert [(s.entity, dict(zip(s.times_us, s.string_values, strict=True))) for s in answer.series] == [("d1", wanted)]
+    summed = await ask(tiers.channel, TENANT, total)
+    assert list(summed.series[0].columns[0].int64_values) == [len(wanted)]
+    for found in (answer, summed):
+        assert found.provenance.source == WAREHOUSE
+        assert not found.provenance.degraded
+        assert "primary" not in {step.name for step in found.provenance.plan.steps}
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        series.entities.append("nobody")
+        await ask(tiers.channel, TENANT, series)
+    assert refusal(caught.value) == ("NOT_FOUND", "ENTITY_NOT_FOUND", {"entity": "nobody"})
 
 
 async def test_rollups_of_the_replica_come_before_the_warehouse(

@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 import threading
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from storage.aggregate_model import AggregateQuestion, Function, Selection
 from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.errors import QueryCanceled, StorageDefect
 from storage.heartbeat import beat
-from storage.read_model import Position, SeriesPage, SeriesQuestion
+from storage.read_model import EntityNotFound, Position, SeriesPage, SeriesQuestion
 from storage.read_session import ReadSession
 from storage.read_tenants import TenantDirectory
 from storage.warehouse.local import LocalWarehouse
@@ -277,6 +278,33 @@ async def test_a_percentile_is_split_between_buckets_alone(
     alone = replace(question, bucket=None)
     routed = await routing.read(TENANT, Aggregates(alone, None), Need(1), TIMEOUT_S)
     assert routed.proof.kind is SourceKind.PRIMARY
+
+
+async def test_a_device_that_is_being_deleted_is_in_neither_part(
+    platform: Platform, router: tuple[Router, WarehouseSource]
+) -> None:
+    routing, source = router
+    doomed = platform.one("SELECT register_entity(%s, 'doomed', '', '{}')", platform.tenant)
+    at_us = platform.now_us - 12 * DAY_US
+    platform.ids["doomed"] = doomed
+    platform.write([("doomed", "temperature", at_us, 1.0), ("d0", "temperature", at_us + 1, 2.0)])
+    platform.load()
+    platform.write([("d0", "temperature", platform.now_us - 3, 3.0)])
+    await source.measure()
+    everything = AggregateQuestion(
+        Selection(), ["temperature"], at_us, at_us + 2, [Function.COUNT], by_entity=True, by_attribute=True
+    )
+    named = replace(everything, selection=Selection(["doomed", "d0"]))
+    before = await routing.read(TENANT, Aggregates(everything, None), Need(1), TIMEOUT_S)
+    assert (before.proof.kind, [s.entity for s in before.answer.series]) == (SourceKind.SPLIT, ["d0", "doomed"])
+    assert platform.one("SELECT delete_entity(%s, 'doomed', %s)", platform.tenant, uuid.uuid4()) == "created"
+    after = await routing.read(TENANT, Aggregates(everything, None), Need(1), TIMEOUT_S)
+    assert (after.proof.kind, [s.entity for s in after.answer.series]) == (SourceKind.SPLIT, ["d0"])
+    with pytest.raises(EntityNotFound):
+        await routing.read(TENANT, Aggregates(named, None), Need(1), TIMEOUT_S)
+    series = SeriesQuestion(["doomed"], ["temperature"], at_us, at_us + 2)
+    with pytest.raises(EntityNotFound):
+        await routing.read(TENANT, SeriesRange(series, 10, None), Need(1), TIMEOUT_S)
 
 
 class Forbidden(LocalWarehouse):
