@@ -20,6 +20,7 @@ failed on freshness alone follow, the freshest first.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from itertools import takewhile
 
 from router.clock import Instant
 
@@ -188,10 +189,10 @@ def plan(inquiry: Inquiry, standings: Iterable[Standing], policy: Policy) -> Pla
         # Rollups are not among them: they are used where they are fresh enough, or not at all.
         second = (s for s in stale if s.kind is not SourceKind.ROLLUP)
         chosen += sorted(second, key=lambda s: s.as_of_us or 0, reverse=True)
-    # Only questions that another source is there for are kept away from the primary when that source fails.
-    elsewhere = inquiry.need.max_staleness_us > 0 and any(
-        s.kind is not SourceKind.PRIMARY and _is_able(inquiry, s.kind) for s in ordered
-    )
+    # Only questions that another source is there for are kept away from the primary when that source fails; one that
+    # would be asked after the primary is not there for them.
+    before = takewhile(lambda s: s.kind is not SourceKind.PRIMARY, ordered)
+    elsewhere = inquiry.need.max_staleness_us > 0 and any(_is_able(inquiry, s.kind) for s in before)
     steps = [
         Step(s.kind, s.name, stale=s in stale, fallback=elsewhere and s.kind is SourceKind.PRIMARY, host=s.host)
         for s in chosen

@@ -13,6 +13,29 @@ from embedded.replica import StreamingReplica
 from tests.gateway.running_gateway import RunningGateway, running_gateway
 from tests.router.router_support import Pair, prepared
 from tests.storage.conftest import Database
+from tests.warehouse.conftest import (
+    catalog_database,
+    certificate,
+    database,
+    local,
+    postgres,
+    redshift,
+    s3,
+    stand_in,
+    warehouse,
+)
+
+__all__ = [
+    "catalog_database",
+    "certificate",
+    "database",
+    "local",
+    "postgres",
+    "redshift",
+    "s3",
+    "stand_in",
+    "warehouse",
+]
 
 
 @pytest.fixture(scope="module")

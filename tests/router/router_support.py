@@ -1,6 +1,5 @@
 """What the tests of the router share: the pair of servers, writing, reading, and what a refusal says."""
 
-import itertools
 import os
 import time
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 import grpc
 import psycopg
+import pytest
 from atlasco.telemetry.v1 import common_pb2, ingest_pb2, ingest_pb2_grpc, query_pb2, query_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -16,6 +16,9 @@ from psycopg import sql
 
 from embedded.postgres import EmbeddedPostgres
 from embedded.replica import StreamingReplica
+from storage.warehouse.cancellation import Cancellation
+from storage.warehouse.port import Warehouse
+from storage.warehouse.reader import WarehouseReader
 
 DATABASE = "routed"
 ATTRIBUTE = "stamp"
@@ -24,7 +27,15 @@ LOGINS = {"test_ingest": "atlasco_ingest", "test_query": "atlasco_query"}
 PRIMARY = query_pb2.Provenance.SOURCE_PRIMARY
 REPLICA = query_pb2.Provenance.SOURCE_REPLICA
 
-_numbers = itertools.count(1)
+DRIVER_WARNINGS = [
+    pytest.mark.filterwarnings(r"ignore:ssl\.:DeprecationWarning"),
+    # Connections that the driver leaves to the garbage collector.
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <(ssl.SSLS|socket.s)ocket:pytest.PytestUnraisableExceptionWarning"
+    ),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+"""What Redshift's driver makes Python warn of: it makes its TLS context the old way."""
 
 
 @dataclass
@@ -101,3 +112,8 @@ def refusal(error: grpc.aio.AioRpcError) -> tuple[str, str, dict[str, str]]:
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
     return error.code().name, info.reason, dict(info.metadata)
+
+
+def reader_of(warehouse: Warehouse) -> WarehouseReader:
+    """A reader of questions that nobody gives up."""
+    return WarehouseReader(warehouse, Cancellation())

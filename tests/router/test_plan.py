@@ -173,6 +173,26 @@ def test_the_order_of_sources(asked: Inquiry, order: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("standings", "staleness", "counts"),
+    [
+        ([PRIMARY], 100_000, False),
+        # Without a replica dashboards are the primary's own, whatever stands behind the log.
+        ([PRIMARY, WAREHOUSE, SPLIT], 100_000, False),
+        ([PRIMARY, WAREHOUSE, SPLIT], 900_000_000, True),
+        ([PRIMARY, REPLICA], 100_000, True),
+        ([PRIMARY, REPLICA], 0, False),
+        ([PRIMARY, replace(REPLICA, available=False, reason="down")], 100_000, True),
+    ],
+)
+def test_whose_questions_the_primary_takes_in_limited_numbers(
+    standings: list[Standing], staleness: int, counts: bool
+) -> None:
+    made = plan(inquiry(staleness=staleness), standings, POLICY)
+    assert isinstance(made, Plan)
+    assert [step.fallback for step in made.steps if step.kind is SourceKind.PRIMARY] == [counts]
+
+
+@pytest.mark.parametrize(
     ("standing", "asked", "word"),
     [
         (WAREHOUSE, inquiry(Shape.LOOKUP, staleness=900_000_000), "kind of question"),

@@ -16,36 +16,12 @@ from storage.filter.evaluate import Device
 from storage.model import Attribute, ValueType
 from storage.read_warehouse import UnknownToWarehouse, WarehouseNames
 from storage.warehouse.port import LaneWatermark, Unit, Warehouse
-from tests.router.test_warehouse_series import pytestmark as driver_warnings
-from tests.router.test_warehouse_series import reader_of
+from tests.router.router_support import DRIVER_WARNINGS, reader_of
 from tests.search.aggregates import ALL, DAY_US, check, random_question
 from tests.search.fleet import HOUR_US, Fleet, random_value
-from tests.warehouse.conftest import (
-    catalog_database,
-    certificate,
-    database,
-    local,
-    postgres,
-    redshift,
-    s3,
-    stand_in,
-    warehouse,
-)
 from tests.warehouse_fixtures import T0, change_set
 
-__all__ = [
-    "catalog_database",
-    "certificate",
-    "database",
-    "local",
-    "postgres",
-    "redshift",
-    "s3",
-    "stand_in",
-    "warehouse",
-]
-
-pytestmark = driver_warnings
+pytestmark = DRIVER_WARNINGS
 
 NOW_US = T0 + 5 * DAY_US
 TYPES = (ValueType.DOUBLE, ValueType.DOUBLE, ValueType.BIGINT, ValueType.BOOLEAN, ValueType.TEXT)

@@ -7,49 +7,14 @@ import pytest
 
 from storage.read_model import Position, SeriesQuestion
 from storage.read_warehouse import UnknownToWarehouse, read_warehouse_page
-from storage.warehouse.cancellation import Cancellation
 from storage.warehouse.port import LaneWatermark, Unit, Warehouse
-from storage.warehouse.reader import WarehouseReader
-from tests.warehouse.conftest import (
-    catalog_database,
-    certificate,
-    database,
-    local,
-    postgres,
-    redshift,
-    s3,
-    stand_in,
-    warehouse,
-)
+from tests.router.router_support import DRIVER_WARNINGS, reader_of
 from tests.warehouse_fixtures import HOUR_US, T0, change_set
 
-__all__ = [
-    "catalog_database",
-    "certificate",
-    "database",
-    "local",
-    "postgres",
-    "redshift",
-    "s3",
-    "stand_in",
-    "warehouse",
-]
-
-pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:ssl\.:DeprecationWarning"),
-    # Connections that the driver leaves to the garbage collector.
-    pytest.mark.filterwarnings(
-        "ignore:Exception ignored in. <(ssl.SSLS|socket.s)ocket:pytest.PytestUnraisableExceptionWarning"
-    ),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-]
+pytestmark = DRIVER_WARNINGS
 
 VALUES: dict[int, Any] = {1: 0.5, 2: 7, 3: True, 4: "käse"}
 """By attribute: one of each type."""
-
-
-def reader_of(warehouse: Warehouse) -> WarehouseReader:
-    return WarehouseReader(warehouse, Cancellation())
 
 
 def load(warehouse: Warehouse) -> dict[tuple[str, str], dict[int, tuple[Any, int]]]:
