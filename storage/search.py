@@ -151,8 +151,7 @@ async def bound_filter(session: ReadSession, text: str) -> Bound:
 
 async def oldest_shown(session: ReadSession) -> int:
     """The time in microseconds before which readings are past the tenant's retention."""
-    row = await (await session.run_text(_SQL["oldest_shown"])).fetchone()
-    return 0 if row is None else int(row[0])
+    return session.snapshot.complete_from_us or 0
 
 
 async def follower_watermark(session: ReadSession) -> int | None:
@@ -163,11 +162,8 @@ async def follower_watermark(session: ReadSession) -> int | None:
 
 async def serving_projections(session: ReadSession) -> list[Projection]:
     """The tenant's projections that are complete up to a known time."""
-    as_of_us = await follower_watermark(session)
-    if as_of_us is None:
-        return []
     rows = await (await session.run_text(_SQL["serving_projections"])).fetchall()
-    return [Projection(number, name, kind, frozenset(ids), as_of_us) for number, name, kind, ids in rows]
+    return [Projection(number, name, kind, frozenset(ids), through) for number, name, kind, ids, through in rows]
 
 
 def choose_projection(bound: Bound, projections: Sequence[Projection], needed_as_of_us: int) -> Projection | None:
@@ -240,7 +236,7 @@ def latest_condition(bound: Bound) -> tuple[sql.Composable, sql.Composable, dict
 
 async def _from_latest(session: ReadSession, bound: Bound, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     joins, condition, found = latest_condition(bound)
-    await session.run_text(_SQL["plan_search"], {"joins": "off"})
+    await session.run_text(_SQL["plan_by_latest"])
     statement = sql.SQL(_SQL["find_by_latest"]).format(values=joins, condition=condition)
     return await (await session.run_text(statement, {**parameters, **found})).fetchall()
 
@@ -253,7 +249,7 @@ async def _from_projection(
     parameters: Mapping[str, Any],
 ) -> list[tuple[Any, ...]]:
     compiled = compile_filter(bound, _ProjectionColumns())
-    await session.run_text(_SQL["plan_search"], {"joins": "on"})
+    await session.run_text(_SQL["plan_by_projection"])
     statement = sql.SQL(_SQL["find_by_projection"]).format(
         projection=sql.Identifier(f"projection_{projection.projection_id}"),
         values=sql.SQL("").join(

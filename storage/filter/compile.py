@@ -152,17 +152,23 @@ class _Compiler:
             found = sql.SQL("{}{} {} {}").format(value, by_bytes, sql.SQL(_OPERATORS[comparison.operator]), wanted)
             if indexed and comparison.operator is Operator.EQUAL:
                 head = self._parameter(text[:INDEXED_CHARACTERS], "text")
-                return sql.SQL("left({}, {}) = {} AND {}").format(value, sql.Literal(INDEXED_CHARACTERS), head, found)
+                begins_so = sql.SQL("left({}, {}) = {}").format(value, sql.Literal(INDEXED_CHARACTERS), head)
+                # A shorter head is the whole text. Saying so a second time would change nothing but the planner's
+                # guess: it takes the two for independent, and a condition for far rarer than it is.
+                return begins_so if len(text) < INDEXED_CHARACTERS else sql.SQL("{} AND {}").format(begins_so, found)
             return found
         if comparison.operator is Operator.UNEQUAL:
             return sql.SQL("NOT starts_with({}, {})").format(value, wanted)
         found = sql.SQL("starts_with({}, {})").format(value, wanted)
-        end = _after_prefix(text[:INDEXED_CHARACTERS])
+        prefix = text[:INDEXED_CHARACTERS]
+        end = _after_prefix(prefix)
         if indexed and end is not None:
-            head = self._parameter(text[:INDEXED_CHARACTERS], "text")
-            return sql.SQL("left({0}, {1}) >= {2} AND left({0}, {1}) < {3} AND {4}").format(
-                value, sql.Literal(INDEXED_CHARACTERS), head, self._parameter(end, "text"), found
+            in_range = sql.SQL("left({0}, {1}) >= {2} AND left({0}, {1}) < {3}").format(
+                value, sql.Literal(INDEXED_CHARACTERS), self._parameter(prefix, "text"), self._parameter(end, "text")
             )
+            # As above: what lies between a prefix and the next one of its length begins with it.
+            is_exact = prefix == text and len(end) == len(prefix)
+            return in_range if is_exact else sql.SQL("{} AND {}").format(in_range, found)
         return found
 
     def _parameter(self, value: Any, cast: LiteralString) -> sql.Composable:

@@ -1196,6 +1196,31 @@ BEGIN
     RETURN 'created';
 END $$;
 
+-- Indexes the values of a projection, one by one, for conditions on any of them. Without the tenant, who is the same in
+-- every row: indexes that share a condition are never combined, for the planner takes what they have in common for all
+-- there is to them. Wide statistics: a threshold that few devices exceed lies in the last piece of the histogram.
+CREATE FUNCTION index_projection(p_projection integer) RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_column record;
+BEGIN
+    FOR v_column IN
+        SELECT attname AS name, atttypid = 'text'::regtype AS is_text FROM pg_attribute
+         WHERE attrelid = format('projections.p%s', p_projection)::regclass AND attname ~ '^v[0-9]+$' ORDER BY attnum
+    LOOP
+        -- An index entry has a bound, a text has not; so texts are found by how they begin.
+        EXECUTE format('CREATE INDEX p%1$s_%2$s ON projections.p%1$s (%3$s)', p_projection, v_column.name,
+            CASE WHEN v_column.is_text THEN format('left(%s, 64)', v_column.name) ELSE v_column.name END);
+        IF v_column.is_text THEN
+            EXECUTE format('ALTER INDEX projections.p%s_%s ALTER COLUMN 1 SET STATISTICS 1000',
+                           p_projection, v_column.name);
+        ELSE
+            EXECUTE format('ALTER TABLE projections.p%s ALTER COLUMN %s SET STATISTICS 1000',
+                           p_projection, v_column.name);
+        END IF;
+    END LOOP;
+END $$;
+
 -- Declares a projection and makes its table, which the worker fills. Outcomes as of create_rollup().
 CREATE FUNCTION create_projection(p_tenant integer, p_name text, p_type text, p_attributes integer[]) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
@@ -1231,15 +1256,7 @@ BEGIN
                    'WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, '
                    'autovacuum_analyze_scale_factor = 0.05)', v_id, v_columns);
     EXECUTE format('CREATE INDEX ON projections.p%s (tenant_id, external_id)', v_id);
-    FOR v_attribute IN
-        SELECT attribute_id AS id, type FROM attributes
-         WHERE tenant_id = p_tenant AND attribute_id = ANY (p_attributes) ORDER BY attribute_id
-    LOOP
-        -- An index entry has a bound, a text has not; so texts are found by how they begin.
-        EXECUTE format('CREATE INDEX ON projections.p%s (tenant_id, %s)', v_id,
-            CASE v_attribute.type WHEN 'text' THEN format('left(v%s, 64)', v_attribute.id)
-                                  ELSE 'v' || v_attribute.id END);
-    END LOOP;
+    PERFORM index_projection(v_id);
     EXECUTE format('CREATE VIEW tenant_data.projection_%s AS SELECT * FROM projections.p%s '
                    'WHERE tenant_id = public.visible_tenant()', v_id, v_id);
     EXECUTE format('GRANT SELECT ON tenant_data.projection_%s TO atlasco_query', v_id);
@@ -1315,8 +1332,8 @@ END $$;
 
 REVOKE ALL ON FUNCTION
     ensure_rollups(timestamptz, timestamptz), retire_rollups(), create_rollup(integer, text, integer[], timestamptz),
-    create_projection(integer, text, text, integer[]), drop_rollup(integer, text), drop_projection(integer, text),
-    remove_projection(integer), delete_entity(integer, text, uuid)
+    index_projection(integer), create_projection(integer, text, text, integer[]), drop_rollup(integer, text),
+    drop_projection(integer, text), remove_projection(integer), delete_entity(integer, text, uuid)
 FROM public;
 
 -- How far the rollups are is part of every answer from them; it tells nothing about any tenant.
@@ -1353,6 +1370,7 @@ GRANT EXECUTE ON FUNCTION
 TO atlasco_rollup;
 
 -- schema_migrations says which migrations this file already holds.
-INSERT INTO schema_migrations (version, name) VALUES (1, 'initial'), (2, 'fanout'), (3, 'warehouse'), (4, 'query');
+INSERT INTO schema_migrations (version, name) VALUES (1, 'initial'), (2, 'fanout'), (3, 'warehouse'), (4, 'query'),
+    (5, 'projection_indexes');
 
 COMMIT;

@@ -1,9 +1,5 @@
 -- Devices by conditions. Every statement runs in a read session (see reads.sql).
 
--- name: oldest_shown
--- Readings before this are past the tenant's retention, and do not count as values any more.
-SELECT now() - retention FROM tenants WHERE tenant_id = %(tenant)s
-
 -- name: follower_watermark
 -- Rollups and projections hold everything committed before this; NULL: that is not known. In the same snapshot as
 -- the data it vouches for, also on a replica.
@@ -12,14 +8,29 @@ SELECT CASE WHEN count(c.published_through) = (SELECT lanes FROM settings) THEN 
  WHERE c.consumer = 'rollup'
 
 -- name: serving_projections
-SELECT projection_id, name, entity_type, attribute_ids FROM projections WHERE tenant_id = %(tenant)s AND state = 'serving'
+-- With the watermark, as in follower_watermark.
+SELECT p.projection_id, p.name, p.entity_type, p.attribute_ids, w.through
+  FROM projections p
+ CROSS JOIN (
+       SELECT CASE WHEN count(c.published_through) = (SELECT lanes FROM settings) THEN min(c.published_through) END
+         FROM outbox_consumers c
+        WHERE c.consumer = 'rollup') w (through)
+ WHERE p.tenant_id = %(tenant)s AND p.state = 'serving' AND w.through IS NOT NULL
 
--- name: plan_search
+-- name: plan_by_latest
 -- Plans for the very constants. Where latest values are looked at device by device, nothing but their key may serve:
 -- a hash over the latest values of all attributes costs more than any page.
 SELECT set_config('plan_cache_mode', 'force_custom_plan', true),
-       set_config('enable_hashjoin', %(joins)s, true),
-       set_config('enable_mergejoin', %(joins)s, true)
+       set_config('enable_hashjoin', 'off', true),
+       set_config('enable_mergejoin', 'off', true)
+
+-- name: plan_by_projection
+-- Plans for the very constants. A page can be filled by walking along the names until enough devices were met, or by
+-- sorting what the indexes of the values find. A walk goes to another page of the table for every device, again and
+-- again; with a large cache the planner takes all but the first visit for free, and walks through half the fleet for
+-- a hundred devices that the other indexes find at once.
+SELECT set_config('plan_cache_mode', 'force_custom_plan', true),
+       set_config('effective_cache_size', '1MB', true)
 
 -- name: find_by_latest
 -- Devices in the order of their names, each with the latest values that the conditions name.
