@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -27,6 +27,7 @@ from bench.idle import measure_idle
 from bench.ingest import Ingested, Load, full_speed, measure_ingest
 from bench.micro import measure_parts
 from bench.queries import measure_queries
+from bench.query_run import query_lines
 from bench.raw import Replayed, Transaction, build_transactions, replay
 from bench.sizes import SIZES, Size
 from bench.stack import Stack
@@ -50,6 +51,8 @@ class Options:
 
     size: Size
     processes: int
+    # Where the histories of the queries are kept.
+    histories: Path
     started: float
 
     def say(self, text: str) -> None:
@@ -275,12 +278,19 @@ def _cpu_fields(cpu_s: Mapping[str, float]) -> dict[str, float]:
     return {f"{name}_cpu_s_per_million": seconds for name, seconds in cpu_s.items()}
 
 
+def run_queries(stack: Stack, options: Options) -> None:
+    """Queries on long histories, which are on a server of their own."""
+    for measure, fields in query_lines(options.histories, options.size.query, options.say):
+        emit(measure, **fields)
+
+
 MEASURES: dict[str, Callable[[Stack, Options], None]] = {
     "parts": run_parts,
     "ingest": run_ingest,
     "latency": run_latency,
     "idle": run_idle,
     "fan_out": run_fan_out,
+    "queries": run_queries,
 }
 
 
@@ -298,8 +308,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", dest="size", action="store_const", const="quick", help="the same as --size quick")
     parser.add_argument("--only", action="append", choices=MEASURES, help="run this part; may be given more than once")
     parser.add_argument("--device-processes", type=int, default=1, help="processes that the devices run in")
+    parser.add_argument(
+        "--history-directory",
+        type=Path,
+        default=Path("var/bench"),
+        help="where the histories that queries are measured on are built, once, and kept; var/bench by default",
+    )
+    parser.add_argument("--readings", type=_count, help="of the long history, such as 10M; by default the size's own")
     parser.add_argument("--directory", type=Path, help="where PostgreSQL keeps its data; by default a temporary one")
     return parser
+
+
+def _count(text: str) -> int:
+    """A number with an optional K or M behind it."""
+    factor = {"K": 1_000, "M": 1_000_000}.get(text[-1:].upper())
+    return int(text) if factor is None else int(text[:-1]) * factor
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    size = SIZES[arguments.size]
+    if arguments.readings:
+        size = replace(size, query=replace(size.query, readings=arguments.readings))
+    return Options(size, arguments.device_processes, arguments.history_directory, time.monotonic())
 
 
 @contextmanager
@@ -314,7 +344,7 @@ def _directory(given: Path | None) -> Iterator[Path]:
 def main() -> int:
     """Run the benchmark."""
     arguments = _parser().parse_args()
-    options = Options(SIZES[arguments.size], arguments.device_processes, time.monotonic())
+    options = _options(arguments)
     try:
         with _directory(arguments.directory) as directory:
             options.say("starting PostgreSQL")

@@ -4,6 +4,29 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class QuerySize:
+    """What queries are measured on, and how long. Durations in seconds."""
+
+    # Readings of the history; a tenth of them in the shorter one. `devices` are in both.
+    readings: int
+    devices: int
+    # Devices that are searched.
+    fleet: int
+    # Turns of a gateway and of the bare statements, for each case: how many, how long, and questions of the latter.
+    rounds: int
+    span_s: float
+    bare: int
+    # Of each case, not measured.
+    warm_up_s: float
+    latest_per_s: float
+    dashboard_per_s: float
+    aggregate_per_s: float
+    find_per_s: float
+    # Of each filter.
+    later_pages: int
+
+
+@dataclass(frozen=True, slots=True)
 class Size:
     """Durations in seconds."""
 
@@ -25,6 +48,7 @@ class Size:
     together_devices: int
     together_readings_per_s: int
     together_s: float
+    query: QuerySize
 
 
 FULL = Size(
@@ -43,6 +67,20 @@ FULL = Size(
     together_devices=200,
     together_readings_per_s=20_000,
     together_s=30.0,
+    query=QuerySize(
+        readings=100_000_000,
+        devices=10_000,
+        fleet=1_000_000,
+        rounds=8,
+        span_s=3.0,
+        bare=100,
+        warm_up_s=1.5,
+        latest_per_s=500,
+        dashboard_per_s=50,
+        aggregate_per_s=20,
+        find_per_s=40,
+        later_pages=8,
+    ),
 )
 
 QUICK = Size(
@@ -61,6 +99,20 @@ QUICK = Size(
     together_devices=200,
     together_readings_per_s=20_000,
     together_s=10.0,
+    query=QuerySize(
+        readings=4_000_000,
+        devices=1_000,
+        fleet=50_000,
+        rounds=3,
+        span_s=1.0,
+        bare=50,
+        warm_up_s=0.5,
+        latest_per_s=500,
+        dashboard_per_s=50,
+        aggregate_per_s=20,
+        find_per_s=40,
+        later_pages=4,
+    ),
 )
 
 # Not for figures: shows that every part works.
@@ -80,6 +132,20 @@ TINY = Size(
     together_devices=20,
     together_readings_per_s=2_000,
     together_s=2.0,
+    query=QuerySize(
+        readings=60_000,
+        devices=20,
+        fleet=2_000,
+        rounds=1,
+        span_s=0.1,
+        bare=5,
+        warm_up_s=0.1,
+        latest_per_s=50,
+        dashboard_per_s=50,
+        aggregate_per_s=50,
+        find_per_s=50,
+        later_pages=1,
+    ),
 )
 
 SIZES = {"full": FULL, "quick": QUICK, "tiny": TINY}

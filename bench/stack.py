@@ -1,11 +1,12 @@
 """The server under test: PostgreSQL, fresh databases in it, and gateways on them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from uuid import uuid4
 
 import numpy as np
@@ -28,7 +29,14 @@ INGEST_LOGIN = "bench_ingest"
 QUERY_LOGIN = "bench_query"
 RELAY_LOGIN = "bench_relay"
 LOADER_LOGIN = "bench_loader"
-_LOGINS = {"ingest": INGEST_LOGIN, "query": QUERY_LOGIN, "relay": RELAY_LOGIN, "loader": LOADER_LOGIN}
+ROLLUP_LOGIN = "bench_rollup"
+_LOGINS = {
+    "ingest": INGEST_LOGIN,
+    "query": QUERY_LOGIN,
+    "relay": RELAY_LOGIN,
+    "loader": LOADER_LOGIN,
+    "rollup": ROLLUP_LOGIN,
+}
 TEMPLATE = "bench_template"
 # Devices that every fresh database knows already, with a stream that was opened once.
 KNOWN_DEVICES = 200
@@ -44,6 +52,8 @@ _SHOWN = (
 )
 # What an ack promises; a figure without them means nothing.
 _MUST_BE_ON = ("fsync", "full_page_writes", "synchronous_commit")
+_FOLLOWED_S = 60.0
+_FOLLOWED = "SELECT min(published_through) > now() - interval '2 seconds' FROM outbox_consumers"
 _STORED_TYPES = {"DOUBLE": "double", "INT64": "bigint", "BOOL": "boolean", "STRING": "text"}
 
 
@@ -56,11 +66,14 @@ class Gateway:
 
 
 class Stack:
-    """One PostgreSQL server. Blocking; `prepare` once, then `fresh_database` as often as needed."""
+    """One PostgreSQL server. Blocking; `prepare` once, then `fresh_database` as often as needed.
 
-    def __init__(self, directory: Path) -> None:
+    `settings` of the server beside those of every embedded one.
+    """
+
+    def __init__(self, directory: Path, settings: Mapping[str, str] = MappingProxyType({})) -> None:
         self.directory = directory
-        self._postgres = EmbeddedPostgres(directory / "postgres")
+        self._postgres = EmbeddedPostgres(directory / "postgres", settings=settings)
 
     def __enter__(self) -> "Stack":
         self._postgres.start()
@@ -105,12 +118,7 @@ class Stack:
 
     async def prepare(self) -> None:
         """Make the template: the schema, a tenant, its attributes and devices, and partitions around today."""
-        self._postgres.ensure_database(TEMPLATE)
-        for login in _LOGINS.values():
-            self._postgres.ensure_login(login)
-        owner = self._postgres.dsn(TEMPLATE)
-        await migrate(owner)
-        await grant_logins(owner, {group: [login] for group, login in _LOGINS.items()})
+        await self.make_schema(TEMPLATE)
         pool = make_pool(PoolSettings(self.dsn(TEMPLATE), Role.INGEST, max_size=2))
         await pool.open()
         try:
@@ -127,6 +135,15 @@ class Stack:
             await ensure_outbox(pool)
         finally:
             await pool.close()
+
+    async def make_schema(self, database: str) -> None:
+        """Make a database with the schema and nothing else, and the logins."""
+        self._postgres.ensure_database(database)
+        for login in _LOGINS.values():
+            self._postgres.ensure_login(login)
+        owner = self._postgres.dsn(database)
+        await migrate(owner)
+        await grant_logins(owner, {group: [login] for group, login in _LOGINS.items()})
 
     @contextmanager
     def fresh_database(self, name: str) -> Iterator[str]:
@@ -159,3 +176,22 @@ class Stack:
         with Process("gateway", ["bench.gateway_process"], environment, self.directory / "gateway.log") as process:
             process.wait_ready()
             yield Gateway(process.pid, target)
+
+    @contextmanager
+    def rollup(self, database: str) -> Iterator[Process]:
+        """A worker that keeps rollups and projections; stopped afterwards."""
+        environment = {"ATLASCO_DSN": self.dsn(database, ROLLUP_LOGIN)}
+        with Process("rollup", ["cli.main", "rollup"], environment, self.directory / "rollup.log") as process:
+            process.wait_ready()
+            self._wait_followed(database, process)
+            yield process
+
+    def _wait_followed(self, database: str, process: Process) -> None:
+        """Wait until rollups and projections are complete up to the present. Raises BenchmarkVoid."""
+        deadline = time.monotonic() + _FOLLOWED_S
+        with self.admin(database) as connection:
+            while connection.execute(_FOLLOWED).fetchone() != (True,):
+                process.check()
+                if time.monotonic() > deadline:
+                    raise BenchmarkVoid("the rollup worker does not follow the outbox")
+                time.sleep(0.05)

@@ -4,11 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
+from bench.fleet import Fleet
+from bench.history import SAMPLE_US, History
+from bench.kept import kept_databases
+from bench.query_load import Span
+from bench.query_measures import Latencies, percentile
+from bench.sizes import SIZES
 from bench.together import grows
 from bench.workload import Messages, Shape
 
@@ -27,11 +35,12 @@ MEASURES = {
     "ack_latency",
     "idle_streams",
 }
+QUERIES = {"query_data", "get_latest", "growth", "dashboard", "aggregate_day", "find_entities"}
 FAN_OUT = {"relay_drain", "load_drain", "together"}
 
 
-def run(*only: str, environment: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    parts = [argument for part in only for argument in ("--only", part)]
+def run(*only: str, environment: dict[str, str] | None = None, options: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    parts = [*(argument for part in only for argument in ("--only", part)), *options]
     done = subprocess.run(
         [sys.executable, "-m", "bench", "--size", "tiny", *parts],
         cwd=ROOT,
@@ -92,6 +101,73 @@ def test_without_java_the_fan_out_is_skipped_and_says_so(tmp_path: Path) -> None
     lines = run("fan_out", environment={"PATH": str(tmp_path), "JAVA_HOME": ""})
     assert {line["measure"] for line in lines} == {"run"} | FAN_OUT
     assert all("java" in line["skipped"] for line in lines[1:])
+
+
+@pytest.fixture(scope="module")
+def histories() -> Iterator[Path]:
+    """Not pytest's own temporary directory, which is closed to the account that the server runs under."""
+    with TemporaryDirectory(prefix="atlasco-test-") as directory:
+        yield Path(directory) / "histories"
+
+
+@pytest.fixture(scope="module")
+def queries(histories: Path) -> list[dict[str, Any]]:
+    return run("queries", options=("--history-directory", str(histories)))[1:]
+
+
+def test_every_query_is_measured_with_what_it_costs(queries: list[dict[str, Any]]) -> None:
+    assert {line["measure"] for line in queries} == QUERIES
+    for line in queries:
+        if line["measure"] in {"get_latest", "dashboard", "aggregate_day", "find_entities"}:
+            assert not line["failed"]
+            assert 0 < line["p50_ms"] <= line["p99_ms"] <= line["max_ms"]
+            # CPU is counted in hundredths of a second, which is more than a tiny run may take.
+            assert line["gateway_cpu_s_per_1000"] + line["postgres_cpu_s_per_1000"] >= 0
+
+
+def test_queries_are_held_against_bare_statements_and_their_limit(queries: list[dict[str, Any]]) -> None:
+    judged = [line for line in queries if "limit_ms" in line]
+    assert {line["limit_ms"] for line in judged} == {10.0, 50.0}
+    for line in judged:
+        assert line["ratio"] == pytest.approx(line["p50_ms"] / line["bare_p50_ms"], rel=0.01)
+        kept_up = line["answered_per_s"] >= 0.97 * line["offered_per_s"]
+        assert line["met"] == (line["p99_ms"] <= line["limit_ms"] and kept_up)
+
+
+def test_growth_compares_the_same_query_on_a_tenth(queries: list[dict[str, Any]]) -> None:
+    [data] = [line for line in queries if line["measure"] == "query_data"]
+    assert data["readings"] == 10 * data["shorter_readings"]
+    growth = [line for line in queries if line["measure"] == "growth"]
+    assert [(line["query"], line["case"]) for line in growth] == [
+        (line["measure"], line["case"]) for line in queries if line["measure"] in {"get_latest", "dashboard"}
+    ]
+    for line in growth:
+        assert line["ratio"] == pytest.approx(line["p50_ms"] / line["shorter_p50_ms"], rel=0.01)
+        assert line["met"] == (max(line["ratio"], line["ratio_p99"]) <= line["limit"])
+
+
+def test_a_finished_history_is_used_again_and_a_broken_one_is_not(
+    histories: Path, queries: list[dict[str, Any]]
+) -> None:
+    size = SIZES["tiny"].query
+    whole, broken = History(size.readings, size.devices), Fleet(size.fleet)
+    (histories / f"{broken.database}.json").unlink()
+    said: list[str] = []
+    with kept_databases(histories, [whole, broken], said.append) as (stack, kept):
+        with stack.admin(whole.database) as connection:
+            stored = connection.execute("SELECT count(*) FROM entity_attributes").fetchone()
+        assert stored == (whole.readings,)
+        assert kept[0].facts["end_us"] - kept[0].facts["start_us"] == whole.samples * SAMPLE_US
+    assert [text for text in said if text.startswith("building")] == [
+        f"building {broken.database} in {histories}, once"
+    ]
+
+
+def test_turns_are_put_together_and_refusals_are_no_answers() -> None:
+    told = Latencies()
+    told.add(Span([1.0, 2.0, 30.0, 4.0], [0.1], {"UNAVAILABLE": 1}, 0.5, []))
+    assert (percentile(told.times, 50), percentile(told.times, 99)) == (4.0, 30.0)
+    assert told.answered_per_s == 8.0
 
 
 @pytest.mark.parametrize(
