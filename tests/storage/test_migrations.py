@@ -196,6 +196,37 @@ async def test_applied_once_in_order_with_its_row(empty_database: Database) -> N
     assert (state.applied, state.pending) == (known, ())
 
 
+async def test_a_projection_made_before_gets_the_indexes_of_one_made_now(empty_database: Database) -> None:
+    await migrate(empty_database(), known=[m for m in known_migrations() if m.version < 5])
+    with psycopg.connect(empty_database(), autocommit=True) as connection:
+        row = connection.execute("SELECT register_tenant('acme')").fetchone()
+        assert row is not None
+        kinds = ["double", "bigint", "boolean", "text", "text"]
+        names = [f"a{number}" for number in range(len(kinds))]
+        declared = "SELECT create_projection(%s, %s, '', ARRAY(SELECT attribute_id FROM attributes ORDER BY 1))"
+        connection.execute(
+            "SELECT FROM register_attributes(%s, %s, %s::attribute_type[], %s)",
+            [row[0], names, kinds, [""] * len(kinds)],
+        )
+        connection.execute(declared, [row[0], "before"])
+        await migrate(empty_database())
+        connection.execute(declared, [row[0], "now"])
+        before, now = (
+            connection.execute(
+                "SELECT replace(c.relname, %(table)s, ''), replace(pg_get_indexdef(c.oid), %(table)s, ''), "
+                "array(SELECT attstattarget FROM pg_attribute WHERE attrelid = c.oid) "
+                "FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+                "WHERE i.indrelid = ('projections.' || %(table)s)::regclass UNION ALL "
+                "SELECT attname, '', ARRAY[attstattarget] FROM pg_attribute "
+                "WHERE attrelid = ('projections.' || %(table)s)::regclass AND attnum > 0 ORDER BY 1, 2",
+                {"table": table},
+            ).fetchall()
+            for table in ("p1", "p2")
+        )
+    assert before == now
+    assert len([name for name, definition, _ in now if definition]) == 2 + len(kinds)
+
+
 async def test_of_many_migrators_one_works(empty_database: Database) -> None:
     results = await asyncio.gather(*(migrate(empty_database()) for _ in range(6)))
     assert sorted(map(len, results)) == [0] * 5 + [len(known_migrations())]
