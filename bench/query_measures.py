@@ -107,7 +107,8 @@ def measure(stack: Stack, load: QueryLoad, side: Side, turns: Turns, shorter: Si
                 before = [cpu_seconds(pid) for pid in pids], machine_cpu_seconds()
                 span = _span(load, one, rng, turns.span_s)
                 spent = [cpu_seconds(pid) - was for pid, was in zip(pids, before[0], strict=True)]
-                others = machine_cpu_seconds() - before[1] - sum(spent)
+                # A virtual machine's own counters lag behind those of its processes now and then.
+                others = max(0.0, machine_cpu_seconds() - before[1] - sum(spent))
                 latencies[place].add(span, others / span.seconds)
                 if place == 0:
                     gateway_cpu += spent[0]
