@@ -52,7 +52,7 @@ docs: setup ## generate the reference pages that come from code
 breaking: node_modules ## compare the protocol with the last commit
 	npx --no-install buf breaking --against '.git#branch=main'
 
-bench: setup ## measure; one JSON line per measure. QUICK=1 for under three minutes
+bench: setup ## measure; one JSON line per measure. QUICK=1 for about five minutes
 	@$(BIN)/python -m bench $(if $(QUICK),--quick)
 
 constraints: setup ## write down the versions that are installed now

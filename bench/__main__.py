@@ -303,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         choices=SIZES,
         default="quick" if os.environ.get("QUICK", "") not in {"", "0"} else "full",
-        help="full takes about nine minutes, quick (also QUICK=1) under three; tiny only shows that everything works",
+        help="full takes about 25 minutes, quick (also QUICK=1) five; tiny only shows that everything works",
     )
     parser.add_argument("--quick", dest="size", action="store_const", const="quick", help="the same as --size quick")
     parser.add_argument("--only", action="append", choices=MEASURES, help="run this part; may be given more than once")

@@ -45,14 +45,17 @@ class Latencies:
     failed: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     p99_by_round: list[float] = field(default_factory=list)
+    # What everything else on the machine kept busy in each turn.
+    cores_of_others: list[float] = field(default_factory=list)
 
-    def add(self, span: Span) -> None:
+    def add(self, span: Span, cores_of_others: float = 0.0) -> None:
         """Take in a turn of a gateway."""
         self.times += span.latencies_ms
         self.late += span.late_ms
         self.failed.update(span.failed)
         self.seconds += span.seconds
         self.p99_by_round.append(percentile(span.latencies_ms, 99))
+        self.cores_of_others.append(cores_of_others)
 
     @property
     def answered_per_s(self) -> float:
@@ -71,7 +74,6 @@ class Measured:
     shorter: Latencies | None
     gateway_cpu_s: float
     postgres_cpu_s: float
-    cores_of_others: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +97,22 @@ def measure(stack: Stack, load: QueryLoad, side: Side, turns: Turns, shorter: Si
     asked = [side.case.make(rng).ask for _ in range(_RECORDED * turns.bare)]
     asks = [ask for ask in asked if ask is not None]
     latencies, bare = [Latencies() for _ in sides], []
-    gateway_cpu = postgres_cpu = busy = seconds = 0.0
+    gateway_cpu = postgres_cpu = 0.0
     with BareSql(stack, side.database) as bare_sql:
         recordings: list[Statements] = bare_sql.record(asks) if asks else []
         bare_sql.play(recordings)
         for _ in range(turns.rounds):
             for place, one in enumerate(sides):
-                pids = (one.gateway.pid, stack.postgres_pid, load.pid)
+                pids = [each.gateway.pid for each in sides] + [stack.postgres_pid, load.pid]
                 before = [cpu_seconds(pid) for pid in pids], machine_cpu_seconds()
                 span = _span(load, one, rng, turns.span_s)
                 spent = [cpu_seconds(pid) - was for pid, was in zip(pids, before[0], strict=True)]
-                latencies[place].add(span)
+                # A virtual machine's own counters lag behind those of its processes now and then.
+                others = max(0.0, machine_cpu_seconds() - before[1] - sum(spent))
+                latencies[place].add(span, others / span.seconds)
                 if place == 0:
                     gateway_cpu += spent[0]
-                    postgres_cpu += spent[1]
-                    busy += machine_cpu_seconds() - before[1] - sum(spent)
-                    seconds += span.seconds
+                    postgres_cpu += spent[-2]
             if recordings:
                 bare += bare_sql.play([rng.choice(recordings) for _ in range(turns.bare)])
     thousands = len(latencies[0].times) / 1000
@@ -122,7 +124,6 @@ def measure(stack: Stack, load: QueryLoad, side: Side, turns: Turns, shorter: Si
         None if shorter is None else latencies[1],
         gateway_cpu / thousands,
         postgres_cpu / thousands,
-        busy / seconds,
     )
 
 

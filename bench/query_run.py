@@ -97,7 +97,7 @@ def _fields(case: Case, measured: Measured) -> dict[str, Any]:
         "late_p99_ms": percentile(told.late, 99),
         "gateway_cpu_s_per_1000": measured.gateway_cpu_s,
         "postgres_cpu_s_per_1000": measured.postgres_cpu_s,
-        "cores_of_others": measured.cores_of_others,
+        "cores_of_others": [round(cores, 2) for cores in told.cores_of_others],
     }
     if measured.bare:
         bare_p50, bare_p99 = (percentile(measured.bare, percent) for percent in (50, 99))
