@@ -166,10 +166,7 @@ async def serve(
             await server.start()
             for service in ("", SERVICE, QUERY_SERVICE, ADMIN_SERVICE):
                 await health.set(service, health_pb2.HealthCheckResponse.SERVING)
-            # What start-up made stays for good. A full collection that walks it would hold up every stream and query
-            # for tens of milliseconds each time.
-            gc.collect()
-            gc.freeze()
+            _freeze_garbage()
             log.info("gateway serving", extra={"address": str(listening), "admin": str(admin.address)})
             await shutdown.wait()
 
@@ -190,6 +187,13 @@ async def serve(
                 return ExitCode.FAILED
         log.info("gateway stopped")
         return ExitCode.OK
+
+
+def _freeze_garbage() -> None:
+    """Leave what start-up made, which stays for good, out of garbage collection: a full one that walks it would hold up
+    every stream and query for tens of milliseconds each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _serve_calls(server: grpc.aio.Server, ingest: IngestService, query: QueryServicer, tenant: AdminServicer) -> None:
