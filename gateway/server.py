@@ -163,10 +163,7 @@ async def serve(
                 group.create_task(_keep_outbox(registry_pool), name="outbox partitions"),
                 group.create_task(sources.watch.run(), name="sources"),
             )
-            await server.start()
-            for service in ("", SERVICE, QUERY_SERVICE, ADMIN_SERVICE):
-                await health.set(service, health_pb2.HealthCheckResponse.SERVING)
-            _freeze_garbage()
+            await _begin_serving(server, health)
             log.info("gateway serving", extra={"address": str(listening), "admin": str(admin.address)})
             await shutdown.wait()
 
@@ -189,11 +186,14 @@ async def serve(
         return ExitCode.OK
 
 
-def _freeze_garbage() -> None:
-    """Leave what start-up made, which stays for good, out of garbage collection: a full one that walks it would hold up
-    every stream and query for tens of milliseconds each time."""
+async def _begin_serving(server: grpc.aio.Server, health: HealthServicer) -> None:
+    # What start-up made stays for good. A full collection that walks it would hold up every stream and query for tens
+    # of milliseconds, each time.
     gc.collect()
     gc.freeze()
+    await server.start()
+    for service in ("", SERVICE, QUERY_SERVICE, ADMIN_SERVICE):
+        await health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
 
 def _serve_calls(server: grpc.aio.Server, ingest: IngestService, query: QueryServicer, tenant: AdminServicer) -> None:
