@@ -9,11 +9,13 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 WINDOW_S: Final = 10.0
-"""Answers are looked at together over so many seconds: now and then one is told nothing about."""
+"""Answers are looked at together over so many seconds."""
 
 BEGINS_ABOVE: Final = 0.05
+BEGINS_WITH: Final = 3
 ENDS_BELOW: Final = 0.01
-"""Shares of the answers of a window. They differ, so that a share near one bound is not told again and again."""
+"""Shares of the answers of a window, and how many it takes at least: of one now and then nothing is told. The shares
+differ, so that one near a bound is not told again and again."""
 
 
 class Episode:
@@ -47,7 +49,7 @@ class Episode:
 
     def _look(self, now: float) -> None:
         share = self._causes.total() / self._answers
-        if self._since is None and share > BEGINS_ABOVE:
+        if self._since is None and share > BEGINS_ABOVE and self._causes.total() >= BEGINS_WITH:
             self._since = now
             extra = {"share": round(share, 3), "answers": self._answers, "causes": dict(self._causes.most_common())}
             log.warning(self._begins, extra=extra)

@@ -1,7 +1,8 @@
 """Spans of queries: one for each call, and below it one for each source that was asked.
 
 Made only where spans go somewhere. The names of attributes are OpenTelemetry's for RPC servers, and `atlasco.…` for
-what only this service knows; none holds a tenant, a device, or anything that a tenant has named.
+what only this service knows; none holds a tenant, a device, or anything that a tenant has named. Of the caller's trace
+only the ids are taken: its `tracestate` is free text.
 """
 
 from time import time_ns
@@ -23,7 +24,7 @@ MOST_ATTEMPTS: Final = 32
 
 _SERVICE: Final = query_pb2.DESCRIPTOR.services_by_name["QueryService"].full_name
 _CALLERS: Final = TraceContextTextMapPropagator()
-_TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
+_TRACE_HEADERS: Final = frozenset({"traceparent"})
 # As OpenTelemetry has it for servers: the others are the caller's doing, or ordinary.
 _ERRORS: Final = frozenset(
     {

@@ -348,12 +348,14 @@ class _Execution(Generic[A]):
     ) -> tuple[B, DatabaseSource]:
         """What `work` makes of the first database that is up and fresh enough: good replicas, then the primary."""
         databases = self._router.databases_for(self._plan)
+        # Where there is no replica, nobody's work is taken over.
+        replicated = any(verdict.standing.kind is SourceKind.REPLICA for verdict in self._plan.verdicts)
         for database in databases:
             on_primary = database.kind is SourceKind.PRIMARY
             asked = replace(requirement, as_of_us=None if on_primary else requirement.as_of_us)
             began = monotonic()
             try:
-                with self._router.fallback(counts=on_primary and self._need.max_staleness_us > 0):
+                with self._router.fallback(counts=on_primary and replicated and self._need.max_staleness_us > 0):
                     return await work(database, asked), database
             except (Unproven, StorageUnavailable, TransactionConflict) as error:
                 if database is databases[-1]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from router.breaker import Breaker
 from router.database import range_cut
@@ -15,6 +15,9 @@ from storage.warehouse.port import Completeness, Warehouse, WarehouseMissing
 from storage.warehouse.reader import WarehouseReader
 
 A = TypeVar("A")
+
+# How long a measurement may take, in seconds; a warehouse that wakes up takes several.
+_PATIENCE_S: Final = 10.0
 
 
 class WarehouseSource:
@@ -34,6 +37,7 @@ class WarehouseSource:
         self._running = 0
         self.breaker = breaker or Breaker()
         self._known: Completeness | None = None
+        self._measuring: asyncio.Future[Completeness] | None = None
 
     @property
     def standing(self) -> Standing:
@@ -58,9 +62,17 @@ class WarehouseSource:
 
     async def measure(self) -> None:
         """Look how far the warehouse has come; what goes wrong is for the breaker."""
-        loop = asyncio.get_running_loop()
+        if self._measuring is None or self._measuring.done():
+            loop = asyncio.get_running_loop()
+            self._measuring = loop.run_in_executor(None, self._warehouse.completeness)
+            # Looked at, so that it is not reported as forgotten when it took too long.
+            self._measuring.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
-            self._known = await loop.run_in_executor(None, self._warehouse.completeness)
+            # One that hangs is waited for again the next time, and no second one begun beside it.
+            async with asyncio.timeout(_PATIENCE_S):
+                self._known = await asyncio.shield(self._measuring)
+        except TimeoutError:
+            self.breaker.failed(f"no answer within {_PATIENCE_S:.0f} s")
         except WarehouseMissing as error:
             # Set up later, it is found later: no failure of a server that should be left alone.
             self._known = None
@@ -106,6 +118,9 @@ class WarehouseSource:
             raise
         except UnknownToWarehouse as error:
             raise NotLoaded(str(error)) from error
+        except StorageBusy:
+            # Too many questions, or one too large for it: whether the warehouse is well, measurements find out.
+            raise
         except StorageUnavailable as error:
             self.breaker.failed(str(error))
             raise

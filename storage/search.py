@@ -249,7 +249,11 @@ async def _from_projection(
     parameters: Mapping[str, Any],
 ) -> list[tuple[Any, ...]]:
     compiled = compile_filter(bound, _ProjectionColumns())
-    await session.run_text(_SQL["plan_by_projection"])
+    condition = compiled.condition
+    planned = await (await session.run_text(_SQL["plan_by_projection"])).fetchone()
+    deleted: list[int] = planned[-1] if planned is not None else []
+    if deleted:
+        condition = sql.SQL("{} AND p.entity_id <> ALL (%(deleted)s)").format(condition)
     statement = sql.SQL(_SQL["find_by_projection"]).format(
         projection=sql.Identifier(f"projection_{projection.projection_id}"),
         values=sql.SQL("").join(
@@ -258,9 +262,10 @@ async def _from_projection(
             )
             for a in covered
         ),
-        condition=compiled.condition,
+        condition=condition,
     )
-    return await (await session.run_text(statement, {**parameters, **compiled.parameters})).fetchall()
+    given = {**parameters, **compiled.parameters, "deleted": Int8Array(deleted)}
+    return await (await session.run_text(statement, given)).fetchall()
 
 
 def _projected(attributes: Sequence[Attribute], columns: Sequence[Any], oldest_us: int) -> list[Reading]:

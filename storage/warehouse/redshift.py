@@ -318,7 +318,7 @@ class RedshiftWarehouse:
 
     def completeness(self, scope: Scope = EVERYTHING) -> Completeness:
         """See `port.Warehouse`."""
-        with self._sessions.transaction() as cursor:
+        with self._sessions.transaction(quick=True) as cursor:
             return completeness(cursor, scope, touches)
 
     def query(
@@ -331,7 +331,7 @@ class RedshiftWarehouse:
         cancellation: Cancellation | None = None,
     ) -> Answer:
         """See `port.Warehouse`."""
-        with self._sessions.transaction() as cursor:
+        with self._sessions.transaction(quick=True) as cursor:
             state = completeness(cursor, scope, touches)
         # The completeness that counts is of the query's own snapshot; the one above tells a missing warehouse from a
         # wrong statement.

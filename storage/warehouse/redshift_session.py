@@ -1,5 +1,6 @@
 """Connections to Redshift: login, transactions, and the driver's errors in our terms."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ SQL = statements("redshift.sql")
 
 _IDLE = 4
 _CONNECT_S = 30
+_QUICK_S = 30
 # Attempts to cancel a statement before its session is ended.
 _CANCELS = 10
 
@@ -156,9 +158,12 @@ class RedshiftSessions:
             _discard(connection)
 
     @contextmanager
-    def transaction(self, *, query: bool = False) -> Iterator[Cursor]:
+    def transaction(self, *, query: bool = False, quick: bool = False) -> Iterator[Cursor]:
         """A cursor in a fresh transaction, committed at the end of the block. Its first statement takes the snapshot:
         a connection's earlier transaction would show what was then.
+
+        `query`: the statements are a caller's. `quick`: each is answered soon, or the server hangs and counts as lost.
+        The others, such as a COPY, may take as long as they take.
 
         Raises:
             StorageError: the database cannot be reached, or what the block's statements ran into.
@@ -166,6 +171,7 @@ class RedshiftSessions:
         with translated(query=query):
             connection = self._take()
             try:
+                _wait_at_most(connection, _QUICK_S if quick else None)
                 cursor = connection.cursor()
                 cursor.paramstyle = "format"
                 yield cursor
@@ -184,16 +190,27 @@ class RedshiftSessions:
         """What ends the statement under way on a cursor.
 
         The driver cannot cancel, so another connection asks the server to. Where that does not help, for Redshift may
-        leave a query in a transaction alone, the whole session is ended.
+        leave a query in a transaction alone, the whole session is ended; and where the server does not answer at all,
+        the connection is cut, so that at least nobody waits for it here.
         """
+        connection = cursor._c
+        assert connection is not None
+        _wait_at_most(connection, _QUICK_S)
         cursor.execute(SQL["own_process"])
         ((process,),) = cursor.fetchall()
+        _wait_at_most(connection, None)
 
         def stop(attempt: int, act: Act) -> None:
             ask = SQL["cancel" if attempt < _CANCELS else "terminate"]
-            # What is wrong with one attempt the next one settles, or the end of the statement itself.
-            with suppress(StorageError), self.transaction() as other:
+            asked = False
+            # What is wrong with one attempt the next one settles, or the end of the statement itself: whatever it is,
+            # for a login by IAM has errors of its own.
+            with suppress(Exception), self.transaction(quick=True) as other:
                 act(lambda: other.execute(ask, [process]))
+                asked = True
+            if attempt >= (2 * _CANCELS if asked else _CANCELS):
+                with suppress(OSError):
+                    act(lambda: connection._usock.shutdown(socket.SHUT_RDWR))
 
         return stop
 
@@ -207,12 +224,11 @@ class RedshiftSessions:
                 return self._connect()
             try:
                 # One round trip, to learn that an idle connection was lost before work is entrusted to it.
-                _wait_at_most(connection, _CONNECT_S)
+                _wait_at_most(connection, _QUICK_S)
                 cursor = connection.cursor()
                 cursor.execute("SELECT 1")
                 cursor.fetchall()
                 connection.rollback()
-                _wait_at_most(connection, None)
             except (Error, OSError):
                 _discard(connection)
                 continue
@@ -221,9 +237,6 @@ class RedshiftSessions:
     def _connect(self) -> Connection:
         connection = redshift_connector.connect(**self._login.arguments())
         try:
-            # The driver's timeout is one of the socket, and would hold for every answer: a COPY of minutes would fail
-            # on our side alone, and a query go on in the warehouse with nobody left to end it.
-            _wait_at_most(connection, None)
             connection.autocommit = False
             cursor = connection.cursor()
             cursor.execute("SET search_path TO atlasco")
@@ -235,7 +248,11 @@ class RedshiftSessions:
 
 
 def _wait_at_most(connection: Connection, seconds: float | None) -> None:
-    """How long the driver waits for what the server sends next; None: as long as it takes."""
+    """How long the driver waits for what the server sends next; None: as long as it takes.
+
+    The driver's own timeout is one of the socket too and holds for every answer: a COPY of minutes would fail on our
+    side alone, and a query go on in the warehouse with nobody left to end it.
+    """
     connection._usock.settimeout(seconds)
 
 

@@ -29,6 +29,7 @@ class Platform:
 
     def __init__(self, server: EmbeddedPostgres, directory: Path) -> None:
         self.server = server
+        self.directory = directory
         self.owner = psycopg.connect(server.dsn(DATABASE), autocommit=True)
         self.warehouse = LocalWarehouse(directory, server.dsn(DATABASE))
         self.warehouse.init()

@@ -25,12 +25,12 @@ from router.warehouse import WarehouseSource
 from storage.aggregate_buckets import Bucket, BucketUnit, bucket_edges
 from storage.aggregate_model import AggregateQuestion, Function, Selection
 from storage.database import Pool, PoolSettings, Role, make_pool
-from storage.errors import QueryCanceled, StorageDefect
+from storage.errors import QueryCanceled, StorageBusy, StorageDefect
 from storage.heartbeat import beat
 from storage.read_model import EntityNotFound, Position, SeriesPage, SeriesQuestion
 from storage.read_session import ReadSession
 from storage.read_tenants import TenantDirectory
-from storage.warehouse.local import LocalWarehouse
+from storage.warehouse.local import LocalLimits, LocalWarehouse
 from storage.warehouse.port import EVERYTHING, Completeness, Scope
 from storage.warehouse.reader import WarehouseReader
 from tests.router.platform import ATTRIBUTES, DAY_US, DEVICES, HOUR_US, TENANT, TYPES, Platform, some_rows
@@ -321,6 +321,65 @@ async def test_a_warehouse_that_may_not_be_read_is_left_alone(platform: Platform
     assert not source.standing.available
     assert "permission denied" in source.standing.reason
     source.close()
+
+
+class TooLarge(Question[int]):
+    """More than the warehouse has the memory for."""
+
+    shape = Shape.SCAN
+    able = frozenset({SourceKind.WAREHOUSE})
+
+    async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> int:
+        raise NotImplementedError
+
+    def from_warehouse(self, reader: WarehouseReader, tenant: str) -> tuple[int, Completeness]:
+        answer = reader.query("SELECT length(CAST(array_agg(n) AS VARCHAR)) FROM range(500000000) r (n)")
+        return answer.rows[0][0], answer.completeness
+
+
+async def test_a_question_too_large_for_the_warehouse_shuts_it_to_nobody(platform: Platform) -> None:
+    limits = LocalLimits(query_memory_bytes=32 * 1024 * 1024)
+    small = LocalWarehouse(platform.directory, platform.server.dsn(DATABASE), limits=limits)
+    source = WarehouseSource(small)
+    await source.measure()
+    for _ in range(FAILURES):
+        with pytest.raises(StorageBusy):
+            await source.answer(TENANT, TooLarge(), Requirement(Need(900_000_000), 0), TIMEOUT_S)
+    assert source.standing.available
+    source.close()
+    small.close()
+
+
+class Hanging(LocalWarehouse):
+    """It does not answer until it is told to."""
+
+    def __init__(self, directory: Path, dsn: str) -> None:
+        super().__init__(directory, dsn)
+        self.answers = threading.Event()
+        self.asked = 0
+
+    def completeness(self, scope: Scope = EVERYTHING) -> Completeness:
+        self.asked += 1
+        assert self.answers.wait(30)
+        return super().completeness(scope)
+
+
+async def test_a_warehouse_that_hangs_is_left_alone_until_it_answers(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.warehouse._PATIENCE_S", 0.05)
+    hanging = Hanging(tmp_path, platform.server.dsn(DATABASE))
+    source = WarehouseSource(hanging)
+    for _ in range(FAILURES):
+        await source.measure()
+    assert not source.standing.available
+    assert hanging.asked == 1, "no second one is begun beside one that hangs"
+    hanging.answers.set()
+    async with asyncio.timeout(10):
+        while not source.standing.available:
+            await source.measure()
+    source.close()
+    hanging.close()
 
 
 class Endless(Question[int]):

@@ -45,3 +45,6 @@ GRANT EXECUTE ON FUNCTION deletion_remains(text) TO atlasco_loader;
 CREATE VIEW tenant_data.entity_deletions AS
 SELECT tenant_id, entity_id, ended_at FROM public.entity_deletions WHERE tenant_id = public.visible_tenant();
 GRANT SELECT ON tenant_data.entity_deletions TO atlasco_query;
+
+-- Deletions under way say once more that the device is gone: the programs before told the warehouse of its readings only.
+UPDATE entity_deletions SET step = 'settle' WHERE ended_at IS NULL AND step IN ('materializations', 'warehouse');

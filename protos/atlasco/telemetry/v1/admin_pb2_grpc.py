@@ -154,8 +154,9 @@ class AdminServiceServicer:
     def DeleteEntity(self, request, context):
         """Delete a device and all its readings: from the database, rollups, projections and the warehouse. Returns as soon
         as the order is stored; the work goes on by itself, also after a crash, and GetOperation tells how far it is. From
-        then on the device is not found by name. A device of that name is refused until the operation has ended, and is a
-        new one afterwards.
+        then on the databases do not find the device by name; an answer from the warehouse alone may show it until the
+        deletion is loaded there. A device of that name is refused until the operation has ended, and is a new one
+        afterwards.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -69,8 +69,9 @@ class AdminServiceStub:
     DeleteEntity: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DeleteEntityRequest, _admin_pb2.DeleteEntityResponse]
     """Delete a device and all its readings: from the database, rollups, projections and the warehouse. Returns as soon
     as the order is stored; the work goes on by itself, also after a crash, and GetOperation tells how far it is. From
-    then on the device is not found by name. A device of that name is refused until the operation has ended, and is a
-    new one afterwards.
+    then on the databases do not find the device by name; an answer from the warehouse alone may show it until the
+    deletion is loaded there. A device of that name is refused until the operation has ended, and is a new one
+    afterwards.
     """
     GetOperation: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetOperationRequest, _admin_pb2.GetOperationResponse]
     ListOperations: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListOperationsRequest, _admin_pb2.ListOperationsResponse]
@@ -100,8 +101,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     DeleteEntity: _aio.UnaryUnaryMultiCallable[_admin_pb2.DeleteEntityRequest, _admin_pb2.DeleteEntityResponse]  # type: ignore[assignment]
     """Delete a device and all its readings: from the database, rollups, projections and the warehouse. Returns as soon
     as the order is stored; the work goes on by itself, also after a crash, and GetOperation tells how far it is. From
-    then on the device is not found by name. A device of that name is refused until the operation has ended, and is a
-    new one afterwards.
+    then on the databases do not find the device by name; an answer from the warehouse alone may show it until the
+    deletion is loaded there. A device of that name is refused until the operation has ended, and is a new one
+    afterwards.
     """
     GetOperation: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetOperationRequest, _admin_pb2.GetOperationResponse]  # type: ignore[assignment]
     ListOperations: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListOperationsRequest, _admin_pb2.ListOperationsResponse]  # type: ignore[assignment]
@@ -182,8 +184,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.DeleteEntityResponse, _abc.Awaitable[_admin_pb2.DeleteEntityResponse]]:
         """Delete a device and all its readings: from the database, rollups, projections and the warehouse. Returns as soon
         as the order is stored; the work goes on by itself, also after a crash, and GetOperation tells how far it is. From
-        then on the device is not found by name. A device of that name is refused until the operation has ended, and is a
-        new one afterwards.
+        then on the databases do not find the device by name; an answer from the warehouse alone may show it until the
+        deletion is loaded there. A device of that name is refused until the operation has ended, and is a new one
+        afterwards.
         """
 
     @_abc_1.abstractmethod
