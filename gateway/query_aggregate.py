@@ -6,7 +6,7 @@ from typing import Final
 from atlasco.telemetry.v1 import query_pb2
 
 from gateway.auth import Identity
-from gateway.query_requests import MAX_SERIES_ATTRIBUTES, entity_names, entity_type, labels
+from gateway.query_requests import MAX_SERIES_ATTRIBUTES, entity_names, entity_type, labels, time_range
 from gateway.query_requests import latest_attributes as distinct_attributes
 from gateway.status import Reason, Refusal, field_invalid
 from storage.aggregate_buckets import WIDTHS, Bucket, BucketUnit
@@ -54,7 +54,7 @@ def aggregate_question(identity: Identity, request: query_pb2.AggregateRequest) 
     attributes = list(distinct_attributes(request.attributes))
     if not 1 <= len(attributes) <= MAX_SERIES_ATTRIBUTES:
         raise field_invalid("attributes", f"must name 1 to {MAX_SERIES_ATTRIBUTES} attributes")
-    start_us, end_us = _range(request)
+    start_us, end_us = time_range(request.start_time_us, request.end_time_us)
     functions = _functions(request.functions)
     groups = list(request.group_by)
     if len(set(groups)) < len(groups) or query_pb2.AGGREGATE_GROUP_UNSPECIFIED in groups:
@@ -99,18 +99,6 @@ def _column(column: AggregateColumn) -> query_pb2.AggregateColumn:
         case ValueType.TEXT:
             message.string_values.extend(str(value) for value in column.values)
     return message
-
-
-def _range(request: query_pb2.AggregateRequest) -> tuple[int, int]:
-    start_us, end_us = request.start_time_us, request.end_time_us
-    for name, time_us in (("start_time_us", start_us), ("end_time_us", end_us)):
-        if time_us == 0:
-            raise field_invalid(name, "is needed; 0 is not a time of a reading", Reason.RANGE_UNBOUNDED)
-        if time_us < 0:
-            raise field_invalid(name, "must not be negative")
-    if start_us >= end_us:
-        raise Refusal(Reason.RANGE_INVERTED, f"start_time_us {start_us} must be before end_time_us {end_us}")
-    return start_us, end_us
 
 
 def _selection(identity: Identity, selection: query_pb2.Selection) -> Selection:

@@ -31,11 +31,6 @@ class Cancellation:
         self._stop: Stop | None = None
         self._ended = threading.Event()
 
-    @property
-    def requested(self) -> bool:
-        """Whether nobody wants the answer any more."""
-        return self._requested
-
     def cancel(self) -> None:
         """End the statement under way, and let no other begin. Blocks until then, for half a minute of attempts."""
         self._requested = True
