@@ -127,6 +127,7 @@ def test_a_killed_postmaster_with_backends_alive_is_cleared_away(new_postgres):
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         backend = connection.info.backend_pid
         os.kill(backend, signal.SIGSTOP)  # it cannot notice that its postmaster is gone
+        wait_until(lambda: psutil.Process(backend).status() == psutil.STATUS_STOPPED, "backend stopped")
         os.kill(server.pid, signal.SIGKILL)
         wait_until(lambda: not server.is_running, "postmaster gone")
         assert psutil.Process(backend).status() == psutil.STATUS_STOPPED
