@@ -19,10 +19,13 @@ from demo.view import show
 from device.errors import DeviceError
 from device.fleet import Fleet, FleetConfig, FleetStatistics
 from embedded.errors import EmbeddedError
+from embedded.ports import is_free
 from storage.errors import StorageError
 
 TENANT = "demo"
 _LOAD_DEADLINE_S = 120.0
+# The one in every example of the README.
+_USUAL_PORT = 7070
 
 DESCRIPTION = """\
 Start PostgreSQL with a streaming replica, Kafka, a gateway, the rollup worker, and the relay and the loader of a local
@@ -82,7 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     _heed_sigterm()
     try:
-        with Stack(arguments.data_dir.resolve(), dsn=arguments.dsn, progress=_progress) as stack:
+        port = _USUAL_PORT if is_free(_USUAL_PORT) else None
+        with Stack(arguments.data_dir.resolve(), dsn=arguments.dsn, port=port, progress=_progress) as stack:
             since = primary_clock(stack.dsn)
             fleet = Fleet(_fleet_config(arguments, stack.target))
             _progress(f"{arguments.devices} devices stream to {stack.target}")

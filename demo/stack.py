@@ -11,12 +11,11 @@ from demo.databases import Databases, start_databases
 from demo.processes import ProcessFailed, StackProcess
 from embedded.errors import JarsUnresolved, JavaMissing, MavenMissing
 from embedded.kafka import EmbeddedKafka
-from embedded.ports import LOOPBACK, free_port, is_free
+from embedded.ports import LOOPBACK, free_port
 from embedded.replica import StreamingReplica
 from storage.warehouse.local import LocalWarehouse
 
 # Where the README and --help say that the gateway is.
-_USUAL_PORT = 7070
 # The default of a minute suits a warehouse of large files; somebody who watches wants to see it move.
 _LOAD_AGE = "2s"
 
@@ -36,17 +35,20 @@ class Stack:
     """PostgreSQL, a replica, a gateway, the rollup worker and the pipeline to a local warehouse.
 
     All of it lies below a data directory that survives restarts. `dsn`: an external PostgreSQL instead of the embedded
-    one; there is no replica then. `progress` is told what is being done. `pipeline` is None, and `missing` says why, on
-    a machine that cannot run Kafka: ingest, queries and rollups then work without it.
+    one; there is no replica then. `port`: the gateway's; a free one by default. `progress` is told what is being done.
+    `pipeline` is None, and `missing` says why, on a machine that cannot run Kafka: ingest, queries and rollups then
+    work without it.
     """
 
     gateway: StackProcess
     rollup: StackProcess
 
-    def __init__(self, data_dir: Path, *, dsn: str = "", progress: Callable[[str], None]) -> None:
+    def __init__(
+        self, data_dir: Path, *, dsn: str = "", port: int | None = None, progress: Callable[[str], None]
+    ) -> None:
         self.data_dir = data_dir
         self.dsn = dsn
-        self.target = ""
+        self.target = f"{LOOPBACK}:{port or free_port()}"
         self.replica: StreamingReplica | None = None
         self.pipeline: Pipeline | None = None
         self.missing = ""
@@ -104,8 +106,6 @@ class Stack:
 
     def _start_gateway(self, resources: ExitStack, databases: Databases) -> None:
         self._progress("starting the gateway")
-        port = _USUAL_PORT if is_free(_USUAL_PORT) else free_port()
-        self.target = f"{LOOPBACK}:{port}"
         settings = {
             "ATLASCO_LISTEN": self.target,
             "ATLASCO_REGISTER_TENANTS": "true",

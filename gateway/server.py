@@ -26,7 +26,7 @@ from gateway.room import Room
 from gateway.tls import ServerCertificates, TlsConfig
 from gateway.unary import UnaryWriter
 from runtime.admin import AdminServer
-from runtime.config import Address
+from runtime.config import Address, ConfigError
 from runtime.metrics import Metrics
 from runtime.process import DependencyUnreachable, ExitCode, Shutdown
 from runtime.tracing import Tracing
@@ -243,8 +243,14 @@ async def _open(stack: AsyncExitStack, metrics: Metrics, dsn: str, role: Role, n
 
 
 def _listen(server: grpc.aio.Server, address: Address, certificates: ServerCertificates | None) -> Address:
-    if certificates is None:
-        port = server.add_insecure_port(str(address))
-    else:
-        port = server.add_secure_port(str(address), certificates.credentials())
+    try:
+        if certificates is None:
+            port = server.add_insecure_port(str(address))
+        else:
+            port = server.add_secure_port(str(address), certificates.credentials())
+    except RuntimeError as error:
+        # gRPC gives no reason here; it writes the system's to its own log.
+        raise ConfigError(
+            [f"ATLASCO_LISTEN: cannot listen on {address}: the address is in use, or not of this machine"]
+        ) from error
     return replace(address, port=port)

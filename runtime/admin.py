@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, Self
 
 import h11
 
-from runtime.config import Address, address, setting
+from runtime.config import Address, ConfigError, address, setting
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +111,16 @@ class AdminServer:
         return Address(host, port)
 
     async def open(self) -> None:
-        """Begin to listen. Raises OSError when the address cannot be bound."""
-        self._server = await asyncio.start_server(self._serve, self._config.listen.host, self._config.listen.port)
+        """Begin to listen.
+
+        Raises:
+            ConfigError: the address is in use, or not of this machine.
+        """
+        listen = self._config.listen
+        try:
+            self._server = await asyncio.start_server(self._serve, listen.host, listen.port)
+        except OSError as error:
+            raise ConfigError([f"ATLASCO_ADMIN_LISTEN: cannot listen on {listen}: {error}"]) from error
         log.info("admin port open", extra={"address": str(self.address)})
 
     async def close(self) -> None:

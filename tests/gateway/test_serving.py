@@ -10,6 +10,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from runtime.config import ConfigError
 from tests.gateway.raw_stream import D, RawStream, now_us, readings
 from tests.gateway.running_gateway import RunningGateway, running_gateway, until
 from tests.gateway.stored import values
@@ -54,6 +55,12 @@ async def test_health_says_when_the_gateway_is_leaving(module_database: Database
         assert (end.code, end.reason) == ("UNAVAILABLE", "GATEWAY_STOPPING")
         await stream.half_close()
         assert await stopping == 0
+
+
+async def test_an_address_in_use_is_named(gateway: RunningGateway, module_database: Database) -> None:
+    with pytest.raises(ConfigError, match=f"ATLASCO_LISTEN: cannot listen on {gateway.target}"):
+        async with running_gateway(module_database, listen=gateway.config.listen):
+            pass
 
 
 async def test_a_client_that_knows_nothing_finds_its_way(gateway: RunningGateway) -> None:

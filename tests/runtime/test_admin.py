@@ -8,7 +8,7 @@ import pytest
 
 from runtime import admin as admin_module
 from runtime.admin import AdminConfig, AdminServer
-from runtime.config import Address
+from runtime.config import Address, ConfigError
 from runtime.metrics import OpenTelemetryMetrics
 
 DEADLINE_S = 10.0
@@ -216,7 +216,7 @@ async def test_close_ends_open_connections(metrics: OpenTelemetryMetrics) -> Non
 
 
 async def test_an_address_in_use_is_an_error(admin: AdminServer, metrics: OpenTelemetryMetrics) -> None:
-    with pytest.raises(OSError, match="address already in use"):
+    with pytest.raises(ConfigError, match=r"ATLASCO_ADMIN_LISTEN: cannot listen on .* address already in use"):
         await AdminServer(AdminConfig(listen=admin.address), metrics).open()
 
 
