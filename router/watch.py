@@ -8,13 +8,14 @@ import asyncio
 import logging
 import random
 from collections.abc import Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from router.clock import PrimaryClock
 from router.database import DatabaseSource
 from router.warehouse import WarehouseSource
-from storage.database import Pool
-from storage.errors import StorageError, StorageUnavailable, translated
+from storage.database import Connection, Pool, bounded_connection
+from storage.errors import StorageError, StorageUnavailable
 from storage.heartbeat import beat, last_beat
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class WatchSettings:
     beat_s: float = 0.03
     probe_s: float = 0.1
     warehouse_s: float = 1.0
-    # A beat or a probe that takes longer has failed.
+    # A beat or a probe that waits for a connection, or for an answer, for longer has failed.
     patience_s: float = 1.0
     # After a failure.
     pause_s: float = 0.25
@@ -74,13 +75,12 @@ class Watch:
             await asyncio.sleep(settings.pause_s if problem else settings.beat_s * random.uniform(0.9, 1.1))
 
     async def _beat_once(self) -> None:
-        with translated():
-            async with self._beats.connection(timeout=self._settings.patience_s) as connection:
-                await connection.set_autocommit(True)
-                asked = self._clock.own_us()
-                # A little younger than a period still counts as old: a beat must not be skipped for having come early.
-                found = await beat(connection, self._settings.beat_s * 0.75)
-                self._clock.observe(asked, found.clock_us, self._clock.own_us())
+        async with self._connection(self._beats) as connection:
+            await connection.set_autocommit(True)
+            asked = self._clock.own_us()
+            # A little younger than a period still counts as old: a beat must not be skipped for having come early.
+            found = await beat(connection, self._settings.beat_s * 0.75)
+            self._clock.observe(asked, found.clock_us, self._clock.own_us())
         for source, _ in self._replicas:
             source.database_id = found.database_id
 
@@ -93,10 +93,9 @@ class Watch:
     async def _probe_once(self, source: DatabaseSource, probes: Pool) -> None:
         if source.database_id is None:
             return
-        with translated():
-            async with probes.connection(timeout=self._settings.patience_s) as connection:
-                await connection.set_autocommit(True)
-                as_of_us = await last_beat(connection, source.database_id)
+        async with self._connection(probes) as connection:
+            await connection.set_autocommit(True)
+            as_of_us = await last_beat(connection, source.database_id)
         if as_of_us is None:
             raise StorageUnavailable("it does not hold the heartbeat of the primary: it is a copy of something else")
         source.saw(as_of_us)
@@ -106,14 +105,17 @@ class Watch:
             await warehouse.measure()
             await asyncio.sleep(self._settings.warehouse_s)
 
+    def _connection(self, pool: Pool) -> AbstractAsyncContextManager[Connection]:
+        patience_s = self._settings.patience_s
+        return bounded_connection(pool, wait_s=patience_s, use_s=patience_s)
+
     async def _once(self, work: Coroutine[object, object, None], source: DatabaseSource) -> str:
         """Do it in time; returns what went wrong, which is for the source's breaker too."""
         was_well = not source.breaker.is_open
         try:
-            async with asyncio.timeout(self._settings.patience_s):
-                await work
-        except (StorageError, TimeoutError) as error:
-            problem = str(error) or f"no answer within {self._settings.patience_s} s"
+            await work
+        except StorageError as error:
+            problem = str(error)
             source.breaker.failed(problem)
             if was_well and source.breaker.is_open:
                 log.warning("source failed", extra={"source": source.name, "problem": problem})

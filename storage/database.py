@@ -1,5 +1,11 @@
 """Connections: a pool per role, with the settings every connection of ours needs."""
 
+import asyncio
+import os
+import select
+import socket
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -7,6 +13,8 @@ from typing import Any, TypeAlias
 import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool
+
+from storage.errors import StorageUnavailable, translated
 
 Connection: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
 Pool: TypeAlias = AsyncConnectionPool[Connection]
@@ -74,5 +82,57 @@ def make_pool(settings: PoolSettings) -> Pool:
         open=False,
         # Statements are few and repeat for ever: prepare at once.
         kwargs={"prepare_threshold": 0},
-        check=AsyncConnectionPool.check_connection if settings.role is Role.QUERY else None,
+        check=_check if settings.role is Role.QUERY else None,
     )
+
+
+@asynccontextmanager
+async def bounded_connection(pool: Pool, *, wait_s: float, use_s: float) -> AsyncIterator[Connection]:
+    """A connection of `pool`, waited for at most `wait_s` seconds and cut when it is not given back within `use_s`.
+
+    Cancelling alone does not end the use of a server that hangs: the driver first asks the server to cancel, and a
+    rollback waits for its answer.
+
+    Raises:
+        StorageBusy: no connection became free.
+        StorageUnavailable: the connection was cut.
+        StorageError: what else went wrong in the database.
+    """
+    is_late = False
+
+    def end(connection: Connection) -> None:
+        nonlocal is_late
+        is_late = True
+        cut(connection)
+
+    try:
+        with translated(), ExitStack() as timer:
+            async with pool.connection(timeout=wait_s) as connection:
+                timer.callback(asyncio.get_running_loop().call_later(use_s, end, connection).cancel)
+                yield connection
+    except StorageUnavailable as error:
+        if is_late:
+            raise StorageUnavailable(f"no answer within {use_s:.3f} s") from error
+        raise
+
+
+def cut(connection: Connection) -> None:
+    """End a connection without a word to its server; whoever waits for an answer on it gets an OperationalError.
+
+    Closing it instead would leave them waiting for a descriptor that is gone, or is somebody else's by then.
+    """
+    # Closed by now, or by the other side: then there is nothing to end.
+    with suppress(psycopg.OperationalError, OSError), socket.socket(fileno=os.dup(connection.fileno())) as peer:
+        peer.shutdown(socket.SHUT_RDWR)
+
+
+async def _check(connection: Connection) -> None:
+    """Raise OperationalError when the server has ended a connection that lay in the pool.
+
+    A server says so before it hangs up, and says nothing else on an idle connection: while nothing has come, no
+    question is worth a round trip before every query.
+    """
+    arrived = select.poll()
+    arrived.register(connection.fileno(), select.POLLIN)
+    if arrived.poll(0):
+        await AsyncConnectionPool.check_connection(connection)

@@ -11,8 +11,8 @@ from uuid import UUID
 import psycopg
 from psycopg import AsyncCursor, IsolationLevel, sql
 
-from storage.database import Connection, Pool
-from storage.errors import QueryCanceled, StorageUnavailable, translated
+from storage.database import Connection, Pool, bounded_connection, cut
+from storage.errors import QueryCanceled, StorageUnavailable
 from storage.read_tenants import NO_TENANT, TenantDirectory
 from storage.read_wire import MicrosLoader
 from storage.statements import statements
@@ -22,9 +22,10 @@ from storage.statements import statements
 _WAIT_SHARE = 0.8
 _LONGEST_WAIT_S = 5.0
 
-# A statement that is to end is asked so often, and for so long, before its connection is closed instead.
+# A statement that is to end is asked so often, and for so long, before its connection is cut instead. It then ends by
+# its own timeout, which is no later than the read's.
 _CANCEL_AGAIN_S = 0.05
-_LONGEST_CANCEL_S = 5.0
+_LONGEST_CANCEL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,8 @@ class ReadSession:
         """End a statement in the database; returns when it is over, or its connection is closed.
 
         Asks again and again: the server ignores a cancel request that arrives between two messages, such as after
-        the preparation of a statement and before its execution. The driver's own way asks once, then closes the
-        connection, and the statement would run on to its timeout.
+        the preparation of a statement and before its execution. The driver's own way asks once, waits for long, then
+        closes the connection, and the statement would run on to its timeout.
         """
         gives_up = monotonic() + _LONGEST_CANCEL_S
         while not execution.done() and monotonic() < gives_up:
@@ -87,7 +88,8 @@ class ReadSession:
             with suppress(psycopg.Error):
                 await self._connection.cancel_safe(timeout=1.0)
             await asyncio.wait({execution}, timeout=_CANCEL_AGAIN_S)
-        execution.cancel()
+        if not execution.done():
+            cut(self._connection)
         await asyncio.wait({execution})
         if not execution.cancelled():
             # Looked at, so that it is not reported as forgotten: that it was cancelled is no news.
@@ -115,14 +117,13 @@ async def read_session(
     ends = monotonic() + timeout_s
     try:
         async with asyncio.timeout(timeout_s):
-            with translated():
-                wait_s = min(_LONGEST_WAIT_S, timeout_s * _WAIT_SHARE)
-                async with pool.connection(timeout=wait_s) as connection:
-                    if connection.read_only is not True:
-                        # Kept for the life of the connection: the pool serves nothing but reads.
-                        await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
-                        await connection.set_read_only(True)
-                    yield await _enter(connection, tenants, tenant, ends - monotonic(), copy_of)
+            wait_s = min(_LONGEST_WAIT_S, timeout_s * _WAIT_SHARE)
+            async with bounded_connection(pool, wait_s=wait_s, use_s=timeout_s + _LONGEST_CANCEL_S) as connection:
+                if connection.read_only is not True:
+                    # Kept for the life of the connection: the pool serves nothing but reads.
+                    await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+                    await connection.set_read_only(True)
+                yield await _enter(connection, tenants, tenant, ends - monotonic(), copy_of)
     except TimeoutError as error:
         raise QueryCanceled(f"the read took longer than the {timeout_s:.3f} s it had") from error
 

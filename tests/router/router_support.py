@@ -2,11 +2,14 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 import grpc
+import psutil
 import psycopg
 import pytest
 from atlasco.telemetry.v1 import common_pb2, ingest_pb2, ingest_pb2_grpc, query_pb2, query_pb2_grpc
@@ -14,6 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from psycopg import sql
 
+from embedded.cluster import PostgresCluster
 from embedded.postgres import EmbeddedPostgres
 from embedded.replica import StreamingReplica
 from storage.warehouse.cancellation import Cancellation
@@ -59,6 +63,22 @@ def prepared(server: EmbeddedPostgres, name: str = DATABASE) -> None:
         for login, group in LOGINS.items():
             server.ensure_login(login)
             connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(login)))
+
+
+@contextmanager
+def hanging(server: PostgresCluster) -> Iterator[None]:
+    """Within the block, the server and all its processes are there and do nothing: connections are not even refused."""
+    postmaster = psutil.Process(server.pid)
+    stopped = [postmaster]
+    postmaster.suspend()
+    try:
+        for process in postmaster.children(recursive=True):
+            process.suspend()
+            stopped.append(process)
+        yield
+    finally:
+        for process in stopped:
+            process.resume()
 
 
 def metadata(tenant: str) -> list[tuple[str, str]]:

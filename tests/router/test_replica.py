@@ -15,6 +15,7 @@ from tests.router.router_support import (
     REPLICA,
     Pair,
     ask,
+    hanging,
     latest,
     refusal,
     value_of,
@@ -229,6 +230,21 @@ async def test_a_broken_replica_cannot_crowd_the_primary(pair: Pair, gateway: Ru
     finally:
         pair.replica.resume_replay()
     await source_fresh(gateway, tenant, "replica-1")
+
+
+async def test_a_replica_that_hangs_costs_nobody_an_answer(pair: Pair, gateway: RunningGateway, tenant: str) -> None:
+    await write(gateway.channel, tenant, "d", 1)
+    pair.replica.wait_caught_up()
+    await source_fresh(gateway, tenant, "replica-1")
+    with hanging(pair.replica):
+        async with asyncio.timeout(20):
+            while True:
+                answer = await latest(gateway.channel, tenant, "d", **REPORT)
+                assert (answer.provenance.source, value_of(answer)) == (PRIMARY, 1)
+                if [s.name for s in answer.provenance.plan.steps] == ["primary"]:
+                    break
+    await source_fresh(gateway, tenant, "replica-1")
+    assert (await latest(gateway.channel, tenant, "d", **REPORT)).provenance.source == REPLICA
 
 
 async def test_bad_freshness_is_refused_by_type(gateway: RunningGateway, tenant: str) -> None:

@@ -2,11 +2,15 @@
 
 import asyncio
 import math
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from time import monotonic
 from typing import Any
 
 import numpy as np
+import psutil
 import psycopg
 import pytest
 
@@ -358,6 +362,38 @@ async def test_a_cancelled_caller_ends_the_statement_in_the_database(
     await assert_pool_is_whole(pool, directory)
 
 
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_server_that_hangs_does_not_hold_its_caller(
+    known: Known, pool: Pool, directory: TenantDirectory, begun: bool
+) -> None:
+    async with pool.connection() as one, pool.connection() as two:
+        backends = [one.info.backend_pid, two.info.backend_pid]
+    try:
+        if not begun:
+            hang(backends)
+        with pytest.raises(QueryCanceled):
+            # Well before the driver would give up: it has 10 s for that, after the time is over.
+            async with asyncio.timeout(SOON_S / 2), read_session(pool, directory, "acme", 1.0) as session:
+                assert begun
+                hang(backends)
+                await session.run_text("SELECT 1")
+    finally:
+        for backend in backends:
+            os.kill(backend, signal.SIGCONT)
+    await assert_pool_is_whole(pool, directory)
+
+
+async def test_a_connection_that_the_server_ended_is_not_given_out(
+    known: Known, pool: Pool, directory: TenantDirectory, owner: psycopg.Connection[Any]
+) -> None:
+    async with pool.connection() as one, pool.connection() as two:
+        backends = [one.info.backend_pid, two.info.backend_pid]
+    for backend in backends:
+        owner.execute("SELECT pg_terminate_backend(%s, 10000)", [backend])
+    await assert_pool_is_whole(pool, directory)
+    assert pool.get_stats()["connections_lost"] == 2
+
+
 async def test_no_free_connection_is_busy_not_slow(known: Known, pool: Pool, directory: TenantDirectory) -> None:
     async with pool.connection(), pool.connection():
         with pytest.raises(StorageUnavailable):
@@ -371,6 +407,14 @@ async def test_reads_cannot_write(pool: Pool, directory: TenantDirectory) -> Non
             "SELECT current_setting('transaction_read_only'), current_setting('transaction_isolation')"
         )
         assert await cursor.fetchone() == ("on", "repeatable read")
+
+
+def hang(backends: list[int]) -> None:
+    deadline = monotonic() + SOON_S
+    for backend in backends:
+        os.kill(backend, signal.SIGSTOP)
+        while psutil.Process(backend).status() != psutil.STATUS_STOPPED:
+            assert monotonic() < deadline
 
 
 def running(owner: psycopg.Connection[Any]) -> list[Any]:
