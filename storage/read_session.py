@@ -142,11 +142,12 @@ async def _enter(
             tenants.remember(tenant, tenant_id)
     # 0 would mean no limit at all.
     timeout_ms = max(1, int(left_s * 1000))
-    parameters = {"tenant": str(tenant_id), "timeout_ms": str(timeout_ms)}
-    if copy_of is None:
-        await cursor.execute(statements("reads.sql")["enter_tenant"], parameters)
-    else:
-        await cursor.execute(statements("reads.sql")["enter_tenant_on_copy"], {**parameters, "database": copy_of})
+    parameters = {"tenant": str(tenant_id), "timeout_ms": str(timeout_ms), "database": copy_of}
+    # The driver's BEGIN goes along with it, in one round trip.
+    async with connection.pipeline():
+        await cursor.execute(
+            statements("reads.sql")["enter_tenant" if copy_of is None else "enter_tenant_on_copy"], parameters
+        )
     row = await cursor.fetchone()
     assert row is not None
     as_of_us, complete_from_us, xmin, xmax = row[:4]
