@@ -83,8 +83,10 @@ class DatabaseSource:
         """Take note of a heartbeat that a snapshot of this replica held just now."""
         now = self._clock.now()
         if now is not None:
-            # Snapshots may be told in another order than they were taken in.
-            self._as_of_us = max(as_of_us, self._as_of_us or 0) if as_of_us <= now.latest_us else as_of_us
+            # Snapshots may be told in another order than they were taken in; but one of the future, from before the
+            # primary's clock was set back, is not the newer one.
+            newest = max(as_of_us, self._as_of_us or 0)
+            self._as_of_us = newest if newest <= now.latest_us else as_of_us
             self._measured_us = now.latest_us
 
     async def close(self) -> None:
@@ -172,6 +174,10 @@ class DatabaseSource:
         degraded = []
         if self.kind is SourceKind.REPLICA:
             self.saw(snapshot.as_of_us)
+            now = self._clock.now()
+            if now is not None and snapshot.as_of_us > now.latest_us:
+                # Written before the primary's clock was set back, or by a primary whose clock was ahead of this one's.
+                raise Unproven(f"{self.name}'s heartbeat is of the future: it proves nothing", snapshot.as_of_us)
             needed = requirement.as_of_us
             if needed is None or snapshot.as_of_us < needed:
                 behind = "" if needed is None else f" by {(needed - snapshot.as_of_us) / 1000:.1f} ms"

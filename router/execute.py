@@ -348,14 +348,12 @@ class _Execution(Generic[A]):
     ) -> tuple[B, DatabaseSource]:
         """What `work` makes of the first database that is up and fresh enough: good replicas, then the primary."""
         databases = self._router.databases_for(self._plan)
-        # Where there is no replica, nobody's work is taken over.
-        replicated = any(verdict.standing.kind is SourceKind.REPLICA for verdict in self._plan.verdicts)
         for database in databases:
             on_primary = database.kind is SourceKind.PRIMARY
             asked = replace(requirement, as_of_us=None if on_primary else requirement.as_of_us)
             began = monotonic()
             try:
-                with self._router.fallback(counts=on_primary and replicated and self._need.max_staleness_us > 0):
+                with self._router.fallback(counts=on_primary and self._need.max_staleness_us > 0):
                     return await work(database, asked), database
             except (Unproven, StorageUnavailable, TransactionConflict) as error:
                 if database is databases[-1]:
@@ -392,6 +390,9 @@ class _Execution(Generic[A]):
                 if isinstance(error, kind):
                     return error
         retired = [error.complete_from_us for error in errors if isinstance(error, RangeNotHeld)]
+        away = [v for v in self._plan.verdicts if v.standing.kind is SourceKind.WAREHOUSE and not v.standing.available]
+        if retired and away and SourceKind.WAREHOUSE in self._question.able:
+            return StorageUnavailable(f"the warehouse may hold the range and does not answer: {away[0].reason}")
         if retired:
             return RangeRetired(min(retired))
         reasons = {v.standing.name: v.reason for v in self._plan.verdicts}

@@ -269,6 +269,8 @@ def _freshness(inquiry: Inquiry, standing: Standing) -> tuple[bool, str]:
     if inquiry.needed_as_of_us is None:
         return False, "the primary's clock was not measured yet"
     if standing.kind in (SourceKind.REPLICA, SourceKind.ROLLUP):
+        if standing.as_of_us > (standing.measured_us or 0):
+            return False, "its heartbeat is of the future: it proves nothing"
         lag = max(0, (standing.measured_us or 0) - standing.as_of_us)
         return lag <= bound and bound > 0, f"lags {lag / 1000:.1f} ms; {bound / 1000:.1f} ms are allowed"
     behind = inquiry.needed_as_of_us - standing.as_of_us

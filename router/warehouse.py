@@ -1,6 +1,7 @@
 """The warehouse as a source: its calls block, so they run in threads of their own, and only so many."""
 
 import asyncio
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
@@ -11,8 +12,10 @@ from router.tiers import Degradation, DegradedReason, NotLoaded, Proof, Question
 from storage.errors import QueryCanceled, StorageBusy, StorageError, StorageUnavailable
 from storage.read_warehouse import UnknownToWarehouse
 from storage.warehouse.cancellation import Cancellation
-from storage.warehouse.port import Completeness, Warehouse, WarehouseMissing
+from storage.warehouse.port import Completeness, QueryRefused, Warehouse, WarehouseMissing
 from storage.warehouse.reader import WarehouseReader
+
+log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 
@@ -118,6 +121,13 @@ class WarehouseSource:
             raise
         except UnknownToWarehouse as error:
             raise NotLoaded(str(error)) from error
+        except QueryCanceled as error:
+            # By itself, for its own limits: nobody here has given the question up.
+            raise StorageBusy(f"the warehouse ended the question: {error}") from error
+        except QueryRefused as error:
+            # The statement is ours: something it reads is damaged. Others hold the data, or other files are whole.
+            log.error("the warehouse refused a statement", extra={"problem": str(error)})
+            raise StorageUnavailable(str(error)) from error
         except StorageBusy:
             # Too many questions, or one too large for it: whether the warehouse is well, measurements find out.
             raise

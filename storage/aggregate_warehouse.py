@@ -137,15 +137,19 @@ def aggregate_in_warehouse(
         AggregateTypeMismatch, TimeZoneUnknown, TooManyPoints: as `storage.aggregate.aggregate`.
         StorageError: see `Warehouse.query`.
     """
+    known_by = None
     if resolved is None:
         named = selected_names(question.selection, only)
-        names, _ = warehouse_names(reader, tenant, named or [], question.attributes)
+        names, known_by = warehouse_names(reader, tenant, named or [], question.attributes)
         resolved = Resolved(names, everything=named is None)
     names = resolved.names
     attributes = [Attribute(number, name, kind, True) for number, (name, kind) in names.attributes.items()]
     check_types(question, attributes)
     # Of this tenant and range: how far another's readings are kept is of no concern here.
     completeness = reader.completeness(Scope(names.tenant_id, question.start_us, question.end_us))
+    if known_by is not None:
+        # The device may have got another id in between, and what is loaded since is that one's.
+        completeness = of_both(known_by, completeness)
     if completeness.as_of_us is None:
         # Nothing can be said of an answer, so none is computed.
         return _answer(question, attributes, [], completeness), completeness

@@ -41,6 +41,10 @@ class Snapshot:
     xmax: int
 
 
+class NotThePrimary(StorageUnavailable):
+    """A server that should take the writes is a standby: what it lacks, its clock does not tell."""
+
+
 class NotACopy(StorageUnavailable):
     """A server that should be a copy of the primary does not hold the primary's heartbeat: it is another database."""
 
@@ -112,6 +116,7 @@ async def read_session(
         QueryCanceled: `timeout_s` seconds have passed.
         StorageBusy: no connection became free well before that, or the database is down.
         NotACopy: the snapshot has no heartbeat of `copy_of`.
+        NotThePrimary: without `copy_of`, the server is a standby.
         StorageError: what else went wrong in the database.
     """
     ends = monotonic() + timeout_s
@@ -151,6 +156,10 @@ async def _enter(
     row = await cursor.fetchone()
     assert row is not None
     as_of_us, complete_from_us, xmin, xmax = row[:4]
+    if copy_of is None and row[4]:
+        # So that the name is looked up again: it may lead to the new primary by now.
+        await connection.close()
+        raise NotThePrimary("the server behind the query DSN is a standby, not the primary")
     if as_of_us is None:
         raise NotACopy("the replica does not hold the heartbeat of the primary: it is a copy of something else")
     return ReadSession(connection, tenant_id, Snapshot(as_of_us, complete_from_us, int(xmin), int(xmax)))

@@ -7,8 +7,8 @@
 -- name: enter_tenant
 -- Names the tenant whose rows the views show, bounds every statement in the database itself (should the caller die,
 -- nobody else would cancel it), and says what the snapshot proves. As of when the answer is: now() is the start of the
--- transaction and so lies before its snapshot. No JIT, no workers: compiling or forking costs more than any of these
--- reads takes.
+-- transaction and so lies before its snapshot; that holds on the primary alone, so a standby has to be told apart. No
+-- JIT, no workers: compiling or forking costs more than any of these reads takes.
 SELECT now(),
        -- CASE, because the view of tenants shows nothing until the tenant is named, and CASE keeps that order.
        CASE WHEN set_config('atlasco.tenant_id', %(tenant)s::text, true) <> '' THEN
@@ -16,6 +16,7 @@ SELECT now(),
        END,
        pg_snapshot_xmin(pg_current_snapshot())::text,
        pg_snapshot_xmax(pg_current_snapshot())::text,
+       pg_is_in_recovery(),
        set_config('statement_timeout', %(timeout_ms)s::text, true),
        set_config('jit', 'off', true),
        set_config('max_parallel_workers_per_gather', '0', true)

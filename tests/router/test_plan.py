@@ -88,7 +88,7 @@ def good(inquiry: Inquiry, standing: Standing) -> tuple[bool, bool]:
     bound = inquiry.need.max_staleness_us
     if standing.kind in (SourceKind.REPLICA, SourceKind.ROLLUP):
         assert standing.measured_us is not None
-        return usable, bound > 0 and standing.measured_us - standing.as_of_us <= bound
+        return usable, bound > 0 and 0 <= standing.measured_us - standing.as_of_us <= bound
     return usable, standing.as_of_us >= inquiry.arrival.latest_us - bound
 
 

@@ -1,6 +1,7 @@
 """Freshness on a real streaming replica: nothing claims more than it has, and what can be routed is."""
 
 import asyncio
+import time
 from collections import Counter
 from typing import Any
 
@@ -9,7 +10,7 @@ import psycopg
 import pytest
 from atlasco.telemetry.v1 import query_pb2
 
-from tests.gateway.running_gateway import RunningGateway
+from tests.gateway.running_gateway import RunningGateway, running_gateway
 from tests.router.router_support import (
     PRIMARY,
     REPLICA,
@@ -21,6 +22,7 @@ from tests.router.router_support import (
     value_of,
     write,
 )
+from tests.storage.conftest import Database
 
 DASHBOARD = {"tier": query_pb2.TIER_DASHBOARD}
 REPORT = {"tier": query_pb2.TIER_REPORT}
@@ -245,6 +247,46 @@ async def test_a_replica_that_hangs_costs_nobody_an_answer(pair: Pair, gateway: 
                     break
     await source_fresh(gateway, tenant, "replica-1")
     assert (await latest(gateway.channel, tenant, "d", **REPORT)).provenance.source == REPLICA
+
+
+async def test_a_standby_in_the_place_of_the_primary_is_not_believed(pair: Pair, tenant: str) -> None:
+    """As after a failover, while the name still leads to the server that was demoted."""
+    database = Database(pair.primary, pair.name)
+    async with running_gateway(database, query_dsn=pair.replica_dsn) as misled:
+        await write(misled.channel, tenant, "d", 1)
+        pair.replica.wait_caught_up()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await latest(misled.channel, tenant, "d", **CRITICAL)
+        assert refusal(caught.value)[:2] == ("UNAVAILABLE", "STORAGE_UNAVAILABLE")
+
+
+async def test_a_heartbeat_of_the_future_proves_nothing(pair: Pair, gateway: RunningGateway, tenant: str) -> None:
+    """As a clock leaves it behind that is set back, or a failover to a primary whose clock is behind."""
+    await write(gateway.channel, tenant, "d", 1)
+    pair.replica.wait_caught_up()
+    await source_fresh(gateway, tenant, "replica-1")
+    beat_at = "SELECT beat_at > clock_timestamp() + interval '30 seconds' FROM heartbeat"
+    with (
+        psycopg.connect(pair.primary.dsn(pair.name), autocommit=True) as primary,
+        psycopg.connect(pair.replica.dsn(pair.name), autocommit=True) as replica,
+    ):
+        deadline = time.monotonic() + 20
+        # Until replay stands still at such a beat: the gateway's next one overwrites it.
+        while replica.execute(beat_at).fetchone() != (True,):
+            assert time.monotonic() < deadline
+            pair.replica.resume_replay()
+            with primary.transaction():
+                primary.execute("UPDATE heartbeat SET beat_at = clock_timestamp() + interval '1 minute'")
+                pair.replica.wait_caught_up()
+            pair.replica.pause_replay()
+        try:
+            await write(gateway.channel, tenant, "d", 2)
+            for freshness in (DASHBOARD, REPORT, {**REPORT, "allow_degraded": True}):
+                answer = await latest(gateway.channel, tenant, "d", **freshness)
+                assert (answer.provenance.source, value_of(answer)) == (PRIMARY, 2)
+        finally:
+            pair.replica.resume_replay()
+    await source_fresh(gateway, tenant, "replica-1")
 
 
 async def test_bad_freshness_is_refused_by_type(gateway: RunningGateway, tenant: str) -> None:

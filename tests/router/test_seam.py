@@ -1,78 +1,28 @@
 """The split at the seam: whatever is loaded when, an answer of two sources equals the readings themselves."""
 
-import asyncio
-import tempfile
-import threading
 import uuid
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
 import pytest
 
-from embedded.postgres import EmbeddedPostgres
-from router.breaker import FAILURES
 from router.clock import PrimaryClock
 from router.database import DatabaseSource
 from router.execute import Routed, Router
-from router.plan import Need, Policy, Shape, SourceKind
+from router.plan import Need, SourceKind
 from router.questions import Aggregates, SeriesRange
-from router.tiers import DegradedReason, Question, Requirement
+from router.tiers import DegradedReason
 from router.warehouse import WarehouseSource
 from storage.aggregate_buckets import Bucket, BucketUnit, bucket_edges
 from storage.aggregate_model import AggregateQuestion, Function, Selection
-from storage.database import Pool, PoolSettings, Role, make_pool
-from storage.errors import QueryCanceled, StorageBusy, StorageDefect
-from storage.heartbeat import beat
+from storage.database import Pool
 from storage.read_model import EntityNotFound, Position, SeriesPage, SeriesQuestion
-from storage.read_session import ReadSession
 from storage.read_tenants import TenantDirectory
-from storage.warehouse.local import LocalLimits, LocalWarehouse
-from storage.warehouse.port import EVERYTHING, Completeness, Scope
-from storage.warehouse.reader import WarehouseReader
 from tests.router.platform import ATTRIBUTES, DAY_US, DEVICES, HOUR_US, TENANT, TYPES, Platform, some_rows
-from tests.router.router_support import DATABASE, prepared
 
 TIMEOUT_S = 20.0
 CRITICAL = Need(0)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[EmbeddedPostgres]:
-    with tempfile.TemporaryDirectory(prefix="atlasco-seam-") as name, EmbeddedPostgres(Path(name) / "pg") as made:
-        prepared(made)
-        yield made
-
-
-@pytest.fixture(scope="module")
-def platform(server: EmbeddedPostgres) -> Iterator[Platform]:
-    with tempfile.TemporaryDirectory(prefix="atlasco-seam-warehouse-") as name:
-        made = Platform(server, Path(name))
-        yield made
-        made.warehouse.close()
-        made.owner.close()
-
-
-@pytest.fixture(scope="module")
-async def pool(server: EmbeddedPostgres) -> AsyncIterator[Pool]:
-    async with make_pool(PoolSettings(server.dsn(DATABASE, "test_query"), Role.QUERY, max_size=3)) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def router(platform: Platform, pool: Pool) -> AsyncIterator[tuple[Router, WarehouseSource]]:
-    """Long ranges go to the warehouse and the split at any bound that is not 0."""
-    clock = PrimaryClock()
-    async with await psycopg.AsyncConnection.connect(platform.server.dsn(DATABASE), autocommit=True) as connection:
-        asked = clock.own_us()
-        clock.observe(asked, (await beat(connection, 1.0)).clock_us, clock.own_us())
-    source = WarehouseSource(platform.warehouse)
-    primary = DatabaseSource(pool, TenantDirectory(), clock)
-    yield Router(primary, clock, warehouse=source, policy=Policy(analytical_us=1, report_us=1)), source
-    source.close()
 
 
 async def all_pages(
@@ -305,122 +255,3 @@ async def test_a_device_that_is_being_deleted_is_in_neither_part(
     series = SeriesQuestion(["doomed"], ["temperature"], at_us, at_us + 2)
     with pytest.raises(EntityNotFound):
         await routing.read(TENANT, SeriesRange(series, 10, None), Need(1), TIMEOUT_S)
-
-
-class Forbidden(LocalWarehouse):
-    """Its catalog may not be read."""
-
-    def completeness(self, scope: Scope = EVERYTHING) -> Completeness:
-        raise StorageDefect("permission denied for table watermarks")
-
-
-async def test_a_warehouse_that_may_not_be_read_is_left_alone(platform: Platform, tmp_path: Path) -> None:
-    source = WarehouseSource(Forbidden(tmp_path, platform.server.dsn(DATABASE)))
-    for _ in range(FAILURES):
-        await source.measure()
-    assert not source.standing.available
-    assert "permission denied" in source.standing.reason
-    source.close()
-
-
-class TooLarge(Question[int]):
-    """More than the warehouse has the memory for."""
-
-    shape = Shape.SCAN
-    able = frozenset({SourceKind.WAREHOUSE})
-
-    async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> int:
-        raise NotImplementedError
-
-    def from_warehouse(self, reader: WarehouseReader, tenant: str) -> tuple[int, Completeness]:
-        answer = reader.query("SELECT length(CAST(array_agg(n) AS VARCHAR)) FROM range(500000000) r (n)")
-        return answer.rows[0][0], answer.completeness
-
-
-async def test_a_question_too_large_for_the_warehouse_shuts_it_to_nobody(platform: Platform) -> None:
-    limits = LocalLimits(query_memory_bytes=32 * 1024 * 1024)
-    small = LocalWarehouse(platform.directory, platform.server.dsn(DATABASE), limits=limits)
-    source = WarehouseSource(small)
-    await source.measure()
-    for _ in range(FAILURES):
-        with pytest.raises(StorageBusy):
-            await source.answer(TENANT, TooLarge(), Requirement(Need(900_000_000), 0), TIMEOUT_S)
-    assert source.standing.available
-    source.close()
-    small.close()
-
-
-class Hanging(LocalWarehouse):
-    """It does not answer until it is told to."""
-
-    def __init__(self, directory: Path, dsn: str) -> None:
-        super().__init__(directory, dsn)
-        self.answers = threading.Event()
-        self.asked = 0
-
-    def completeness(self, scope: Scope = EVERYTHING) -> Completeness:
-        self.asked += 1
-        assert self.answers.wait(30)
-        return super().completeness(scope)
-
-
-async def test_a_warehouse_that_hangs_is_left_alone_until_it_answers(
-    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("router.warehouse._PATIENCE_S", 0.05)
-    hanging = Hanging(tmp_path, platform.server.dsn(DATABASE))
-    source = WarehouseSource(hanging)
-    for _ in range(FAILURES):
-        await source.measure()
-    assert not source.standing.available
-    assert hanging.asked == 1, "no second one is begun beside one that hangs"
-    hanging.answers.set()
-    async with asyncio.timeout(10):
-        while not source.standing.available:
-            await source.measure()
-    source.close()
-    hanging.close()
-
-
-class Endless(Question[int]):
-    """Keeps the warehouse busy for hours."""
-
-    shape = Shape.SCAN
-    able = frozenset({SourceKind.WAREHOUSE})
-
-    def __init__(self) -> None:
-        self.began = threading.Event()
-        self.ended = threading.Event()
-
-    async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> int:
-        raise NotImplementedError
-
-    def from_warehouse(self, reader: WarehouseReader, tenant: str) -> tuple[int, Completeness]:
-        self.began.set()
-        try:
-            answer = reader.query("SELECT count(*) FROM range(1000000000000) r (n) WHERE n * n %% 7 = 9")
-        finally:
-            self.ended.set()
-        return answer.rows[0][0], answer.completeness
-
-
-async def test_a_question_that_is_given_up_ends_in_the_warehouse(
-    platform: Platform, router: tuple[Router, WarehouseSource]
-) -> None:
-    _, source = router
-    requirement = Requirement(Need(900_000_000), 0)
-    late = Endless()
-    with pytest.raises(QueryCanceled):
-        await source.answer(TENANT, late, requirement, 0.3)
-    left = Endless()
-    caller = asyncio.create_task(source.answer(TENANT, left, requirement, TIMEOUT_S))
-    assert await asyncio.to_thread(left.began.wait, 10)
-    caller.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await caller
-    for question in (late, left):
-        assert await asyncio.to_thread(question.ended.wait, 10)
-    # Every place is free again: as many questions as may run and wait are answered.
-    day = SeriesRange(SeriesQuestion(["d0"], ["temperature"], platform.now_us - DAY_US, platform.now_us), 10, None)
-    async with asyncio.timeout(20):
-        await asyncio.gather(*(source.answer(TENANT, day, requirement, TIMEOUT_S) for _ in range(6)))

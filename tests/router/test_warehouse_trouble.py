@@ -1,0 +1,269 @@
+"""A warehouse in trouble: it may not be read, hangs, is damaged or ends questions, and what that costs others."""
+
+import asyncio
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router.breaker import FAILURES
+from router.clock import PrimaryClock
+from router.execute import FallbackBusy, RangeRetired, Router
+from router.plan import Need, Shape, SourceKind
+from router.questions import Aggregates, SeriesRange
+from router.tiers import DegradedReason, Question, Requirement
+from router.warehouse import WarehouseSource
+from storage.aggregate_model import AggregateQuestion, Function, Selection
+from storage.errors import QueryCanceled, StorageBusy, StorageDefect, StorageUnavailable
+from storage.read_model import SeriesQuestion
+from storage.read_session import ReadSession
+from storage.read_warehouse import warehouse_names
+from storage.warehouse.local import LocalLimits, LocalWarehouse
+from storage.warehouse.port import EVERYTHING, Completeness, Scope
+from storage.warehouse.reader import WarehouseReader
+from tests.router.platform import DAY_US, DEVICES, HOUR_US, TENANT, Platform
+from tests.router.router_support import DATABASE
+
+TIMEOUT_S = 20.0
+CRITICAL = Need(0)
+ANALYTICS = Need(900_000_000)
+
+
+class Forbidden(LocalWarehouse):
+    """Its catalog may not be read."""
+
+    def completeness(self, scope: Scope = EVERYTHING) -> Completeness:
+        raise StorageDefect("permission denied for table watermarks")
+
+
+async def test_a_warehouse_that_may_not_be_read_is_left_alone(platform: Platform, tmp_path: Path) -> None:
+    source = WarehouseSource(Forbidden(tmp_path, platform.server.dsn(DATABASE)))
+    for _ in range(FAILURES):
+        await source.measure()
+    assert not source.standing.available
+    assert "permission denied" in source.standing.reason
+    source.close()
+
+
+class TooLarge(Question[int]):
+    """More than the warehouse has the memory for."""
+
+    shape = Shape.SCAN
+    able = frozenset({SourceKind.WAREHOUSE})
+
+    async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> int:
+        raise NotImplementedError
+
+    def from_warehouse(self, reader: WarehouseReader, tenant: str) -> tuple[int, Completeness]:
+        answer = reader.query("SELECT length(CAST(array_agg(n) AS VARCHAR)) FROM range(500000000) r (n)")
+        return answer.rows[0][0], answer.completeness
+
+
+async def test_a_question_too_large_for_the_warehouse_shuts_it_to_nobody(platform: Platform) -> None:
+    limits = LocalLimits(query_memory_bytes=32 * 1024 * 1024)
+    small = LocalWarehouse(platform.directory, platform.server.dsn(DATABASE), limits=limits)
+    source = WarehouseSource(small)
+    await source.measure()
+    for _ in range(FAILURES):
+        with pytest.raises(StorageBusy):
+            await source.answer(TENANT, TooLarge(), Requirement(Need(900_000_000), 0), TIMEOUT_S)
+    assert source.standing.available
+    source.close()
+    small.close()
+
+
+class Hanging(LocalWarehouse):
+    """It does not answer until it is told to."""
+
+    def __init__(self, directory: Path, dsn: str) -> None:
+        super().__init__(directory, dsn)
+        self.answers = threading.Event()
+        self.asked = 0
+
+    def completeness(self, scope: Scope = EVERYTHING) -> Completeness:
+        self.asked += 1
+        assert self.answers.wait(30)
+        return super().completeness(scope)
+
+
+async def test_a_warehouse_that_hangs_is_left_alone_until_it_answers(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.warehouse._PATIENCE_S", 0.05)
+    hanging = Hanging(tmp_path, platform.server.dsn(DATABASE))
+    source = WarehouseSource(hanging)
+    for _ in range(FAILURES):
+        await source.measure()
+    assert not source.standing.available
+    assert hanging.asked == 1, "no second one is begun beside one that hangs"
+    hanging.answers.set()
+    async with asyncio.timeout(10):
+        while not source.standing.available:
+            await source.measure()
+    source.close()
+    hanging.close()
+
+
+class Endless(Question[int]):
+    """Keeps the warehouse busy for hours."""
+
+    shape = Shape.SCAN
+    able = frozenset({SourceKind.WAREHOUSE})
+
+    def __init__(self) -> None:
+        self.began = threading.Event()
+        self.ended = threading.Event()
+
+    async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> int:
+        raise NotImplementedError
+
+    def from_warehouse(self, reader: WarehouseReader, tenant: str) -> tuple[int, Completeness]:
+        self.began.set()
+        try:
+            answer = reader.query("SELECT count(*) FROM range(1000000000000) r (n) WHERE n * n %% 7 = 9")
+        finally:
+            self.ended.set()
+        return answer.rows[0][0], answer.completeness
+
+
+async def test_a_question_that_is_given_up_ends_in_the_warehouse(
+    platform: Platform, router: tuple[Router, WarehouseSource]
+) -> None:
+    _, source = router
+    platform.write([("d0", "temperature", platform.now_us - HOUR_US, 1.0)])
+    platform.load()
+    requirement = Requirement(Need(900_000_000), 0)
+    late = Endless()
+    with pytest.raises(QueryCanceled):
+        await source.answer(TENANT, late, requirement, 0.3)
+    left = Endless()
+    caller = asyncio.create_task(source.answer(TENANT, left, requirement, TIMEOUT_S))
+    assert await asyncio.to_thread(left.began.wait, 10)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    for question in (late, left):
+        assert await asyncio.to_thread(question.ended.wait, 10)
+    # Every place is free again: as many questions as may run and wait are answered.
+    day = SeriesRange(SeriesQuestion(["d0"], ["temperature"], platform.now_us - DAY_US, platform.now_us), 10, None)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(source.answer(TENANT, day, requirement, TIMEOUT_S) for _ in range(6)))
+
+
+def of_temperature(platform: Platform) -> SeriesQuestion:
+    return SeriesQuestion(list(DEVICES), ["temperature"], platform.now_us - 19 * DAY_US, platform.now_us + 1)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
+async def test_a_damaged_file_sends_its_questions_elsewhere(
+    platform: Platform, router: tuple[Router, WarehouseSource], damage: str
+) -> None:
+    routing, source = router
+    platform.write([("d0", "temperature", platform.now_us - 2 * DAY_US, 1.0)])
+    platform.load()
+    await source.measure()
+    question = of_temperature(platform)
+    whole = await routing.read(TENANT, SeriesRange(question, 1_000, None), ANALYTICS, TIMEOUT_S)
+    assert whole.proof.kind is SourceKind.WAREHOUSE
+    file = next(path for path in sorted(platform.directory.rglob("*.parquet")) if "double" in str(path))
+    good = file.read_bytes()
+    file.write_bytes({"truncated": good[: len(good) // 2], "garbage": b"x" * len(good), "empty": b""}[damage])
+    try:
+        routed = await routing.read(TENANT, SeriesRange(question, 1_000, None), ANALYTICS, TIMEOUT_S)
+        assert routed.proof.kind is SourceKind.PRIMARY
+        assert [d.reason for d in routed.proof.degraded] == [DegradedReason.NO_WAREHOUSE]
+        assert source.standing.available, "other files are whole"
+    finally:
+        file.write_bytes(good)
+
+
+async def test_a_question_that_the_warehouse_ends_goes_elsewhere(
+    platform: Platform, router: tuple[Router, WarehouseSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routing, source = router
+    platform.load()
+    await source.measure()
+
+    def ended(*_: object, **__: object) -> Any:
+        raise QueryCanceled("cancelled by a rule of the workload manager", "57014")
+
+    monkeypatch.setattr(platform.warehouse, "query", ended)
+    routed = await routing.read(TENANT, SeriesRange(of_temperature(platform), 10, None), ANALYTICS, TIMEOUT_S)
+    assert routed.proof.kind is SourceKind.PRIMARY
+    assert source.standing.available
+
+
+async def test_while_the_warehouse_is_down_an_old_range_is_not_said_to_be_retired(
+    platform: Platform, router: tuple[Router, WarehouseSource]
+) -> None:
+    routing, source = router
+    at_us = platform.now_us - 14 * DAY_US - 4321
+    platform.write([("d2", "temperature", at_us, 7.0)])
+    platform.load()
+    await source.measure()
+    question = SeriesRange(SeriesQuestion(["d2"], ["temperature"], at_us, at_us + 1), 10, None)
+    retention = "UPDATE tenants SET window_past = %s, retention = %s WHERE tenant_id = %s"
+    platform.owner.execute(retention, ["1 day", "7 days", platform.tenant])
+    try:
+        for need in (CRITICAL, ANALYTICS):
+            assert (await routing.read(TENANT, question, need, TIMEOUT_S)).answer.parts
+        for _ in range(FAILURES):
+            source.breaker.failed("it is down")
+        for need in (CRITICAL, ANALYTICS, replace(ANALYTICS, allow_degraded=True)):
+            with pytest.raises(StorageUnavailable, match="the warehouse may hold the range"):
+                await routing.read(TENANT, question, need, TIMEOUT_S)
+        alone = Router(routing.database("primary"), PrimaryClock())
+        with pytest.raises(RangeRetired):
+            await alone.read(TENANT, question, CRITICAL, TIMEOUT_S)
+    finally:
+        platform.owner.execute(retention, ["60 days", "60 days", platform.tenant])
+
+
+async def test_a_stopped_loader_cannot_crowd_the_primary(
+    platform: Platform, router: tuple[Router, WarehouseSource]
+) -> None:
+    routing, source = router
+    platform.load()
+    await source.measure()
+    # Late and not loaded: nothing from 19 days ago on may be read from the warehouse.
+    platform.write([("d0", "temperature", platform.now_us - 19 * DAY_US, 1.0)])
+    primary = routing.database("primary")
+    shut = Router(primary, PrimaryClock(), warehouse=source, policy=routing.policy, fallback_limit=0)
+    question = SeriesRange(of_temperature(platform), 1_000, None)
+    with pytest.raises(FallbackBusy):
+        await shut.read(TENANT, question, Need(1), TIMEOUT_S)
+    assert (await shut.read(TENANT, question, CRITICAL, TIMEOUT_S)).proof.kind is SourceKind.PRIMARY
+    platform.load()
+
+
+async def test_an_aggregate_is_as_old_as_its_names(
+    platform: Platform, router: tuple[Router, WarehouseSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device is deleted, registered anew and loaded between the look-up of its id and the aggregate."""
+    routing, source = router
+    at_us = platform.now_us - 12 * DAY_US - 99
+    old = platform.one("SELECT register_entity(%s, 'twice', '', '{}')", platform.tenant)
+    platform.ids["twice"] = old
+    platform.write([("twice", "temperature", at_us, 1.0)])
+    platform.load()
+    await source.measure()
+    names = warehouse_names
+    written: list[int] = []
+
+    def meanwhile(*arguments: Any) -> Any:
+        found = names(*arguments)
+        platform.owner.execute("DELETE FROM entities WHERE entity_id = %s", [old])
+        platform.ids["twice"] = platform.one("SELECT register_entity(%s, 'twice', '', '{}')", platform.tenant)
+        written.append(platform.one("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"))
+        platform.write([("twice", "temperature", at_us + 1, 2.0)])
+        platform.load()
+        return found
+
+    monkeypatch.setattr("storage.aggregate_warehouse.warehouse_names", meanwhile)
+    question = AggregateQuestion(Selection(["twice"]), ["temperature"], at_us + 1, at_us + 10, [Function.COUNT])
+    routed = await routing.read(TENANT, Aggregates(question, None), ANALYTICS, TIMEOUT_S)
+    assert routed.proof.kind is SourceKind.WAREHOUSE
+    assert routed.answer.series == []
+    assert routed.proof.as_of_us <= written[0], "it lacks what was written then"
