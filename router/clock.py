@@ -17,6 +17,15 @@ _DRIFT: Final = 1e-3
 _SECOND_US: Final = 1_000_000
 
 
+def _running_ns() -> int:
+    """Nanoseconds since some moment, those while the machine was suspended included.
+
+    Linux's monotonic clock stands still meanwhile: the primary would seem to have stood still too, and an old copy of
+    it to be fresh.
+    """
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic_ns()
+
+
 @dataclass(frozen=True, slots=True)
 class Instant:
     """A moment on the primary's clock, in microseconds since 1970: not before `earliest_us`, not after `latest_us`."""
@@ -31,16 +40,16 @@ class Instant:
 
 
 class PrimaryClock:
-    """The bounds of the primary's clock, from measurements. `monotonic_ns` is the process's own clock."""
+    """The bounds of the primary's clock, from measurements. `running_ns` is the process's own clock."""
 
-    def __init__(self, monotonic_ns: Callable[[], int] = time.monotonic_ns) -> None:
-        self._monotonic_ns = monotonic_ns
+    def __init__(self, running_ns: Callable[[], int] = _running_ns) -> None:
+        self._running_ns = running_ns
         # Bounds of (primary's clock - own clock), and when they were made; own times in microseconds.
         self._bounds: tuple[float, float, float] | None = None
 
     def own_us(self) -> float:
         """The process's own clock, for `observe`."""
-        return self._monotonic_ns() / 1000
+        return self._running_ns() / 1000
 
     def observe(self, asked_us: float, primary_us: int, answered_us: float) -> None:
         """The primary said that it was `primary_us`, between two moments of the own clock."""
