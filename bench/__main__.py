@@ -33,6 +33,7 @@ from bench.sizes import SIZES, Size
 from bench.stack import Stack
 from bench.together import measure_together
 from bench.workload import Shape
+from embedded.errors import ProcessFailed
 from embedded.kafka import EmbeddedKafka
 
 _CONNECTIONS = (1, 2, 4)
@@ -362,7 +363,7 @@ def main() -> int:
                 for name in arguments.only or MEASURES:
                     MEASURES[name](stack, options)
             options.say("done")
-    except BenchmarkVoid as error:
+    except (BenchmarkVoid, ProcessFailed) as error:
         print(f"void: {error}", file=sys.stderr)
         return 1
     return 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bench.cpu import cpu_seconds, machine_cpu_seconds
 from bench.errors import BenchmarkVoid
 from bench.fan_out import FanOut, pid_of
-from bench.processes import Process
+from embedded.program import Program
 
 RELAY_FLOOR = 1.5
 """Draining over ingesting, of the same run: below it a backlog is not caught up with in reasonable time."""
@@ -72,7 +72,7 @@ def measure_load(fan_out: FanOut, readings: int) -> Drained:
 
 
 def _watch(
-    process: Process,
+    process: Program,
     pids: Mapping[str, int],
     readings: int,
     *,

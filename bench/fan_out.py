@@ -9,10 +9,10 @@ from pathlib import Path
 from psycopg import sql
 
 from bench.errors import BenchmarkVoid
-from bench.processes import Process
 from bench.stack import LOADER_LOGIN, RELAY_LOGIN, Stack
 from embedded.errors import JarsUnresolved, JavaMissing, KafkaStartFailed, MavenMissing
 from embedded.kafka import EmbeddedKafka
+from embedded.program import Program
 from storage.kafka import BrokerError, KafkaConfig, TopicMissing
 from storage.model import ValueType
 from storage.relay.publish import Publisher, TopicPlan
@@ -62,13 +62,13 @@ class FanOut:
     topic: str
     warehouse: LocalWarehouse
 
-    def relay(self) -> Process:
+    def relay(self) -> Program:
         """A relay with the default settings, not yet started."""
-        return self._process("relay", {"ATLASCO_DSN": self.stack.dsn(self.database, RELAY_LOGIN)})
+        return self._program("relay", {"ATLASCO_DSN": self.stack.dsn(self.database, RELAY_LOGIN)})
 
-    def loader(self) -> Process:
+    def loader(self) -> Program:
         """A loader, not yet started."""
-        return self._process(
+        return self._program(
             "load",
             {
                 "ATLASCO_DSN": self.stack.dsn(self.database, LOADER_LOGIN),
@@ -134,9 +134,9 @@ class FanOut:
     def _folder(self) -> Path:
         return _folder(self.stack, self.topic)
 
-    def _process(self, command: str, settings: dict[str, str]) -> Process:
+    def _program(self, command: str, settings: dict[str, str]) -> Program:
         brokers = {"KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers, "ATLASCO_CHANGES_TOPIC": self.topic}
-        return Process(command, ["cli.main", command], brokers | settings, self.stack.directory / f"{command}.log")
+        return self.stack.program(command, ["cli.main", command], brokers | settings)
 
 
 @contextmanager

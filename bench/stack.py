@@ -1,7 +1,8 @@
 """The server under test: PostgreSQL, fresh databases in it, and gateways on them."""
 
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,10 +15,10 @@ import psycopg
 from psycopg import sql
 
 from bench.errors import BenchmarkVoid
-from bench.processes import Process
 from bench.workload import ENTITY_TYPE, TENANT, all_attributes, device_name
 from embedded.ports import free_port
 from embedded.postgres import EmbeddedPostgres
+from embedded.program import Program
 from storage.database import PoolSettings, Role, make_pool
 from storage.migrations import grant_logins, migrate
 from storage.model import ValueType
@@ -52,6 +53,8 @@ _SHOWN = (
 )
 # What an ack promises; a figure without them means nothing.
 _MUST_BE_ON = ("fsync", "full_page_writes", "synchronous_commit")
+# Settings of the shell it is run from must not change what is measured.
+_OURS = ("ATLASCO_", "KAFKA_")
 _FOLLOWED_S = 60.0
 _FOLLOWED = "SELECT min(published_through) > now() - interval '2 seconds' FROM outbox_consumers"
 _STORED_TYPES = {"DOUBLE": "double", "INT64": "bigint", "BOOL": "boolean", "STRING": "text"}
@@ -164,29 +167,34 @@ class Stack:
         with self.admin() as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
+    def program(self, name: str, command: Sequence[str], settings: Mapping[str, str]) -> Program:
+        """A program of the platform with the default settings but for these, not yet started."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(_OURS)}
+        return Program(name, command, settings, self.directory / f"{name}.log", inherited=inherited)
+
     @contextmanager
     def gateway(self, database: str) -> Iterator[Gateway]:
         """A gateway on a database, with the default settings; stopped afterwards, the polite way."""
         target = f"127.0.0.1:{free_port()}"
-        environment = {
+        settings = {
             "ATLASCO_DSN": self.dsn(database),
             "ATLASCO_QUERY_DSN": self.dsn(database, QUERY_LOGIN),
             "ATLASCO_LISTEN": target,
         }
-        with Process("gateway", ["bench.gateway_process"], environment, self.directory / "gateway.log") as process:
+        with self.program("gateway", ["bench.gateway_process"], settings) as process:
             process.wait_ready()
             yield Gateway(process.pid, target)
 
     @contextmanager
-    def rollup(self, database: str) -> Iterator[Process]:
+    def rollup(self, database: str) -> Iterator[Program]:
         """A worker that keeps rollups and projections; stopped afterwards."""
-        environment = {"ATLASCO_DSN": self.dsn(database, ROLLUP_LOGIN)}
-        with Process("rollup", ["cli.main", "rollup"], environment, self.directory / "rollup.log") as process:
+        settings = {"ATLASCO_DSN": self.dsn(database, ROLLUP_LOGIN)}
+        with self.program("rollup", ["cli.main", "rollup"], settings) as process:
             process.wait_ready()
             self._wait_followed(database, process)
             yield process
 
-    def _wait_followed(self, database: str, process: Process) -> None:
+    def _wait_followed(self, database: str, process: Program) -> None:
         """Wait until rollups and projections are complete up to the present. Raises BenchmarkVoid."""
         deadline = time.monotonic() + _FOLLOWED_S
         with self.admin(database) as connection:

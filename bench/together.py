@@ -13,7 +13,7 @@ from bench.cpu import cpu_seconds
 from bench.errors import BenchmarkVoid
 from bench.fan_out import FanOut, pid_of
 from bench.ingest import Ingested, Load, measure_ingest
-from bench.processes import Process
+from embedded.program import Program
 from storage.errors import StorageError
 from storage.statements import statements
 from storage.warehouse.port import Scope
@@ -69,7 +69,7 @@ def measure_together(fan_out: FanOut, load: Load) -> Together:
     return _result(ingested, looks.between(ingested.began_at, ingested.ended_at))
 
 
-def _wait_loaded(loader: Process, readings: int) -> None:
+def _wait_loaded(loader: Program, readings: int) -> None:
     # Not for the warehouse to be known as complete: without data that takes until the relay's next idle watermark.
     deadline = time.monotonic() + _LOADED_S
     while (loaded := loader.metrics().get("atlasco_loader_readings_loaded_total", 0)) < readings:

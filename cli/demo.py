@@ -12,13 +12,12 @@ from types import FrameType
 from typing import Any
 
 from demo.audit import Audit, WarehouseLate, audit, primary_clock, wait_until_loaded
-from demo.processes import ProcessFailed
 from demo.questions import QueryFigures, Questions
 from demo.stack import Stack
 from demo.view import show
 from device.errors import DeviceError
 from device.fleet import Fleet, FleetConfig, FleetStatistics
-from embedded.errors import EmbeddedError
+from embedded.errors import EmbeddedError, ProcessFailed
 from embedded.ports import is_free
 from storage.errors import StorageError
 
@@ -105,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     except WarehouseLate as error:
         print(f"atlasco demo: {error}", file=sys.stderr)
         return 1
-    except (EmbeddedError, ProcessFailed, StorageError) as error:
+    except (EmbeddedError, StorageError) as error:
         print(f"atlasco demo: {error}", file=sys.stderr)
         return 3
     if asked.problem:

@@ -18,9 +18,9 @@ from atlasco.telemetry.v1 import common_pb2, ingest_pb2, query_pb2
 
 from demo.calls import Calls, Refused, now_us
 from demo.declarations import FREEZER, declare_for_fleet, declare_for_stamps
-from demo.processes import ProcessFailed
 from demo.witness import Shown, Witness
 from device.connection import open_channel
+from embedded.errors import ProcessFailed
 
 Tier: TypeAlias = Literal["critical", "dashboard", "report", "analytics"]
 TIERS: Final[tuple[Tier, ...]] = get_args(Tier)

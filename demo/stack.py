@@ -8,14 +8,13 @@ from types import TracebackType
 from typing import Self
 
 from demo.databases import Databases, start_databases
-from demo.processes import ProcessFailed, StackProcess
-from embedded.errors import JarsUnresolved, JavaMissing, MavenMissing
+from embedded.errors import JarsUnresolved, JavaMissing, MavenMissing, ProcessFailed
 from embedded.kafka import EmbeddedKafka
 from embedded.ports import LOOPBACK, free_port
+from embedded.program import Program
 from embedded.replica import StreamingReplica
 from storage.warehouse.local import LocalWarehouse
 
-# Where the README and --help say that the gateway is.
 # The default of a minute suits a warehouse of large files; somebody who watches wants to see it move.
 _LOAD_AGE = "2s"
 
@@ -25,8 +24,8 @@ class Pipeline:
     """From the outbox to the warehouse: what runs only where Java does."""
 
     kafka: EmbeddedKafka
-    relay: StackProcess
-    loader: StackProcess
+    relay: Program
+    loader: Program
     warehouse: LocalWarehouse
     directory: Path
 
@@ -40,8 +39,8 @@ class Stack:
     work without it.
     """
 
-    gateway: StackProcess
-    rollup: StackProcess
+    gateway: Program
+    rollup: Program
 
     def __init__(
         self, data_dir: Path, *, dsn: str = "", port: int | None = None, progress: Callable[[str], None]
@@ -79,7 +78,7 @@ class Stack:
         self._resources.close()
 
     @property
-    def processes(self) -> list[StackProcess]:
+    def processes(self) -> list[Program]:
         """The `atlasco` processes, in the order of the flow."""
         pipeline = [self.pipeline.relay, self.pipeline.loader] if self.pipeline is not None else []
         return [self.gateway, *pipeline, self.rollup]
@@ -132,9 +131,10 @@ class Stack:
         loader = self._start(resources, "loader", ["load"], brokers | settings)
         return Pipeline(kafka, relay, loader, warehouse, directory)
 
-    def _start(self, resources: ExitStack, name: str, command: list[str], environment: dict[str, str]) -> StackProcess:
+    def _start(self, resources: ExitStack, name: str, command: list[str], own: dict[str, str]) -> Program:
+        settings = {"ATLASCO_DSN": self.dsn, "ATLASCO_LOG_FORMAT": "json", **own}
         log_file = self.data_dir / "logs" / f"{name}.log"
-        process = StackProcess(name, command, {"ATLASCO_DSN": self.dsn, **environment}, log_file)
+        process = Program(name, ["cli.main", *command], settings, log_file)
         resources.callback(process.stop)
         process.start()
         return process

@@ -65,6 +65,10 @@ class ReplicaLagging(EmbeddedError):
     retriable = True
 
 
+class ProcessFailed(EmbeddedError):
+    """A process of the stack ended, or did not become ready; the text ends with the last lines of its log."""
+
+
 class JavaMissing(EmbeddedError):
     """No Java runtime of the version needed. The message names the package to install."""
 

@@ -16,6 +16,7 @@ from atlasco.telemetry.v1 import common_pb2, query_pb2, query_pb2_grpc
 from device.replay.layout import Layout, ReplayOptions, survey
 from device.replay.run import Replay, ReplayResult, ReplaySettings
 from device.settings import ClientSettings
+from embedded.errors import ProcessFailed
 from tests.device import turbofan_form
 from tests.e2e.gateway_process import GatewayProcess
 from tests.gateway.raw_stream import D, RawStream, now_us, readings, service
@@ -39,8 +40,12 @@ def table() -> Table:
 
 @pytest.fixture
 def process(database: Database, tmp_path: Path) -> Iterator[GatewayProcess]:
-    with GatewayProcess(database, tmp_path / "gateway.log") as running:
+    running = GatewayProcess(database, tmp_path / "gateway.log")
+    try:
+        running.start()
         yield running
+    finally:
+        running.kill()
 
 
 def replay_of(path: Path, target: str, **settings: Any) -> Replay:
@@ -191,29 +196,28 @@ async def test_the_database_restarts_under_load(
     async with asyncio.timeout(60):
         await running
     assert (run.result().unacked, run.result().rejected) == (0, {})
-    assert "atlasco_commit_retries_total{" in process.admin("metrics")
+    assert "atlasco_commit_retries_total{" in process.ask("metrics")
     await check_equal_to_the_file(database, process.target, table)
 
 
 async def test_metrics_and_health(process: GatewayProcess, tmp_path: Path, table: Table) -> None:
     result = await replay(turbofan_form.write(tmp_path / "whole.txt", table), process.target)
     lines = dict(
-        line.rsplit(" ", 1) for line in process.admin("metrics").splitlines() if line and not line.startswith("#")
+        line.rsplit(" ", 1) for line in process.ask("metrics").splitlines() if line and not line.startswith("#")
     )
     committed = sum(
         float(value) for name, value in lines.items() if name.startswith("atlasco_readings_committed_total")
     )
     assert committed == result.acked
     # The gateway may notice a moment later that the last client has hung up.
-    await until(lambda: "atlasco_streams_open 0.0" in process.admin("metrics").splitlines())
-    assert process.admin("livez") == "alive\n"
+    await until(lambda: "atlasco_streams_open 0.0" in process.ask("metrics").splitlines())
+    assert process.ask("livez") == "alive\n"
     with pytest.raises(OSError, match="404"):
-        process.admin("nothing")
+        process.ask("nothing")
 
 
 def test_the_port_is_taken(process: GatewayProcess, database: Database, tmp_path: Path) -> None:
-    second = GatewayProcess(database, tmp_path / "second.log")
-    second._environment["ATLASCO_LISTEN"] = process.target
-    with pytest.raises(AssertionError, match="did not start"):
+    second = GatewayProcess(database, tmp_path / "second.log", process.target)
+    with pytest.raises(ProcessFailed, match="did not become ready"):
         second.start()
     assert second.wait() == 1

@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from demo.processes import StackProcess
 from demo.stack import Stack
+from embedded.program import Program
 from tests.device import turbofan_form
 from tests.loader.loader_support import wait_for
 from tests.pipeline.conftest import Run
@@ -17,12 +17,12 @@ TENANT = "leavers"
 
 
 @pytest.fixture
-def rollup_worker(stack: Stack) -> Iterator[StackProcess]:
+def rollup_worker(stack: Stack) -> Iterator[Program]:
     """The process that carries deletions out, in the place of the stack's: with a short wait for writes under way."""
     stack.rollup.stop()
-    process = StackProcess(
+    process = Program(
         "rollup",
-        ["rollup"],
+        ["cli.main", "rollup"],
         {"ATLASCO_DSN": stack.dsn, "ATLASCO_DELETION_SETTLE": "200ms"},
         stack.data_dir / "logs" / "rollup.log",
     )
@@ -33,7 +33,7 @@ def rollup_worker(stack: Stack) -> Iterator[StackProcess]:
 
 
 def test_a_deleted_device_leaves_every_store(
-    stack: Stack, atlasco: Run, rollup_worker: StackProcess, tmp_path: Path
+    stack: Stack, atlasco: Run, rollup_worker: Program, tmp_path: Path
 ) -> None:
     table = turbofan_form.rows(engines=2, cycles=8)
     file = turbofan_form.write(tmp_path / "engines.txt", table)

@@ -15,13 +15,13 @@ import pytest
 from atlasco.telemetry.v1 import change_pb2
 
 from demo.audit import audit, primary_clock
-from demo.processes import StackProcess
 from device.fleet import Fleet, FleetConfig
 from device.simulated import FaultRates
 from embedded.errors import JarsUnresolved, JavaMissing, MavenMissing
 from embedded.kafka import EmbeddedKafka
 from embedded.ports import LOOPBACK, free_port
 from embedded.postgres import EmbeddedPostgres
+from embedded.program import Program
 from storage.kafka import KafkaConfig
 from storage.maintenance import MaintenanceOptions, maintain
 from storage.migrations import migrate
@@ -35,16 +35,6 @@ TENANTS = ("one", "two")
 DEVICES = 15
 BUCKETS = 4
 """Few, so that devices of both tenants are in each."""
-
-
-class Killable(StackProcess):
-    """A process of the stack that is killed, and starts again where it was."""
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-        self._process = None
 
 
 class Rig:
@@ -75,7 +65,7 @@ class Rig:
         self.relay = self.process("relay", "relay")
         self.loader = self.process("loader", "load")
 
-    def process(self, name: str, command: str) -> Killable:
+    def process(self, name: str, command: str) -> Program:
         """A process, not started yet; killed at the end if it still runs."""
         environment = {
             "ATLASCO_DSN": self.dsn,
@@ -94,7 +84,7 @@ class Rig:
             # Compaction gets its share of the kills.
             "ATLASCO_WAREHOUSE_COMPACT_EVERY": "1s",
         }
-        process = Killable(name, [command], environment, self.directory / "logs" / f"{name}.log")
+        process = Program(name, ["cli.main", command], environment, self.directory / "logs" / f"{name}.log")
         self._resources.callback(process.stop)
         return process
 
@@ -163,7 +153,7 @@ async def _stream_and_kill(rig: Rig, fleets: list[Fleet], rng: random.Random) ->
         goal = acked() + rng.randint(100, 1200)
         await _until(lambda: acked() >= goal, "readings are acked")
 
-    async def keep_killing(process: Killable, times: int) -> None:
+    async def keep_killing(process: Program, times: int) -> None:
         nonlocal kills
         for _ in range(times):
             await at_a_random_moment()
