@@ -3,12 +3,15 @@
 import argparse
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from atlasco.telemetry.v1 import query_pb2
 
-from cli.query import LIST_PAGE, BadArgument, Gateway, Row, parse_time, time_text
+from cli.query_arguments import BadArgument, add_question, take_relative_times
+from cli.query_gateway import LIST_PAGE, Gateway
+from cli.query_print import Row
+from cli.query_times import parse_time, time_text
 
 _BUCKET = re.compile(r"([0-9]*)(s|m|h|d|w|mo)")
 _UNITS = {
@@ -22,15 +25,15 @@ _UNITS = {
 _FUNCTIONS = ("count", "min", "max", "sum", "mean", "first", "last", "stddev")
 
 
-def add_questions(questions: Any, question: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add both to the questions of `atlasco query`; `question` makes the parser of one."""
-    find = question(questions, "find", "devices that meet conditions, with chosen values", _find)
+def add_questions(questions: Any) -> None:
+    """Add both to the questions of `atlasco query`."""
+    find = add_question(questions, "find", "devices that meet conditions, with chosen values", _find)
     find.add_argument(
         "filter", metavar="FILTER", help='such as: temperature > 80 and status = "active" and firmware starts with "2."'
     )
     find.add_argument("--attribute", action="append", default=[], metavar="NAME", help="show its value; repeatable")
 
-    summary = question(questions, "aggregate", "readings summed up by time bucket and group", _aggregate)
+    summary = add_question(questions, "aggregate", "readings summed up by time bucket and group", _aggregate)
     summary.add_argument("attributes", nargs="+", metavar="ATTRIBUTE")
     summary.add_argument("--device", action="append", default=[], metavar="NAME", help="only this one; repeatable")
     summary.add_argument("--type", default="", metavar="TYPE", help="only devices of this type")
@@ -46,8 +49,7 @@ def add_questions(questions: Any, question: Callable[..., argparse.ArgumentParse
     summary.add_argument("--by", action="append", choices=("device", "attribute"), default=[], help="repeatable")
     summary.add_argument("--start", required=True, metavar="TIME", help="from here on; as in `series`")
     summary.add_argument("--end", default="now", metavar="TIME", help="up to here, exclusive (default: now)")
-    # argparse takes "-1h" for a flag; it does not what looks like a negative number, so that is what it is told.
-    summary._negative_number_matcher = re.compile(r"^-[0-9]+[a-z]*$")
+    take_relative_times(summary)
 
 
 def _find(gateway: Gateway, arguments: argparse.Namespace) -> Iterator[Row]:

@@ -14,7 +14,8 @@ import pytest
 from atlasco.telemetry.v1 import common_pb2, query_pb2, query_pb2_grpc
 
 from cli import query
-from cli.query import BadArgument, parse_time
+from cli.query_arguments import BadArgument
+from cli.query_times import parse_time
 from embedded.ports import free_port
 from gateway.status import Refusal, attribute_not_found, storage_unavailable, to_status
 
