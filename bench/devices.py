@@ -7,13 +7,13 @@ standard input ends.
 
 import asyncio
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any
 
+from bench.dialogue import Dialogue
 from bench.errors import BenchmarkVoid
 from bench.workload import ENTITY_TYPE, TENANT, Messages, Shape, device_name
 from device import Buffer, ChannelPool, ClientSettings, DevelopmentIdentity, DeviceClient
@@ -144,49 +144,21 @@ def _tell(event: str, **values: Any) -> None:
 # -- the side that starts it ------------------------------------------------------------------------------------------
 
 
-class DeviceProcess:
+class DeviceProcess(Dialogue):
     """A process of devices; ended when the block is left."""
 
     def __init__(self, spec: Spec) -> None:
-        self._spec = spec
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.devices", json.dumps(asdict(self._spec))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+        super().__init__("bench.devices", json.dumps(asdict(spec)))
 
     def go(self) -> None:
         """Let it send."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        self.tell("go")
 
     def wait(self, event: str) -> Mapping[str, Any]:
         """What it says with its next event, which must be this one. Raises BenchmarkVoid."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
+        told = self.hear()
+        if told is None:
             raise BenchmarkVoid(f"the devices ended before they were {event!r}")
-        told: dict[str, Any] = json.loads(line)
         if told["event"] != event:
             raise BenchmarkVoid(f"the devices were to say {event!r} and said {told['event']!r}")
         return told

@@ -10,7 +10,6 @@ The process takes one JSON line per span on its standard input and answers with 
 
 import asyncio
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -18,10 +17,11 @@ from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import grpc
 
+from bench.dialogue import Dialogue
 from bench.errors import BenchmarkVoid
 from bench.workload import TENANT
 
@@ -120,49 +120,29 @@ async def _main() -> None:
 # -- the side that starts it ------------------------------------------------------------------------------------------
 
 
-class QueryLoad:
+class QueryLoad(Dialogue):
     """A process that asks; ended when the block is left."""
 
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.query_load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+    def __init__(self) -> None:
+        super().__init__("bench.query_load")
 
     def span(self, target: str, method: str, requests: Sequence[bytes], rate: float, *, keep: int = 3) -> Span:
         """Send these requests, `rate` a second, and wait for every answer; the first `keep` answers are kept.
 
         Raises BenchmarkVoid when the process has ended.
         """
-        assert self._process.stdin is not None and self._process.stdout is not None
-        asked = {
-            "target": target,
-            "method": f"/atlasco.telemetry.v1.QueryService/{method}",
-            "requests": [b64encode(request).decode() for request in requests],
-            "rate": rate,
-            "keep": keep,
-        }
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
+        self.tell(
+            {
+                "target": target,
+                "method": f"/atlasco.telemetry.v1.QueryService/{method}",
+                "requests": [b64encode(request).decode() for request in requests],
+                "rate": rate,
+                "keep": keep,
+            }
+        )
+        told = self.hear()
+        if told is None:
             raise BenchmarkVoid("the process that sends queries ended")
-        told = json.loads(line)
         told["answers"] = [b64decode(answer) for answer in told["answers"]]
         return Span(**told)
 
