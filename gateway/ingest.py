@@ -10,6 +10,7 @@ import grpc
 from atlasco.telemetry.v1 import ingest_pb2
 from google.protobuf.message import DecodeError
 
+from gateway.acks import most_unconfirmed
 from gateway.aliases import AliasProblem, AliasTable, define
 from gateway.auth import Authenticator, Identity
 from gateway.batch import wall_clock_us
@@ -17,7 +18,7 @@ from gateway.config import GatewayConfig
 from gateway.hello import Dictionaries, check_hello, device_name
 from gateway.lanes import Lanes
 from gateway.status import Reason, Refusal, abort, refusal_of, stream_superseded
-from gateway.stream import Context, DeviceStream, most_unconfirmed
+from gateway.stream import Context, DeviceStream
 from gateway.unary import UnaryWriter
 from runtime.metrics import Metrics
 from storage.errors import StorageError

@@ -18,7 +18,6 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +25,7 @@ import grpc
 from atlasco.telemetry.v1 import ingest_pb2
 from google.protobuf.message import DecodeError
 
+from gateway.acks import Acks, Outstanding
 from gateway.aliases import MAX_ALIAS, AliasProblem, AliasTable
 from gateway.config import GatewayConfig
 from gateway.decode import Received, count_readings, weight
@@ -33,7 +33,6 @@ from gateway.lanes import Lanes
 from gateway.room import Bound
 from gateway.status import Reason, Refusal, refusal_of, sequence_gap, stream_superseded
 from runtime.metrics import Metrics
-from storage.commit import wire_rejections
 from storage.errors import StorageError
 from storage.model import Outcome, RejectedReading
 from storage.model import Reason as RejectionReason
@@ -43,36 +42,8 @@ log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# Rejections in one Ack. A message's rejections are never split over two, so an Ack can hold up to one message more.
-_REJECTIONS_PER_ACK = 1_000
 # Answers that may wait for a client that does not read; then its next request waits too.
 _MOST_CONTROLS = 16
-# Rejections of a session that may wait for their confirmation: all of them are in memory while they are told again.
-_MOST_UNCONFIRMED_REJECTIONS = 100_000
-
-
-def read_token(xid: int) -> bytes:
-    """A read token: the writer's transaction id, opaque to clients."""
-    return xid.to_bytes(8, "big")
-
-
-def most_unconfirmed(config: GatewayConfig) -> int:
-    """The most messages of a session whose rejections can wait for their confirmation.
-
-    Over the configured bound the stream ends, but what it had out by then still commits. All of it has to be told
-    again: a confirmation covers everything up to a sequence, also what the client was never told.
-    """
-    return config.max_unconfirmed + config.credit_messages
-
-
-@dataclass(slots=True)
-class _Outstanding:
-    """A message received and not yet acked."""
-
-    sequence: int
-    size: int
-    since: float
-    settled: bool = False
 
 
 class DeviceStream:
@@ -115,18 +86,7 @@ class DeviceStream:
         self._credit.set()
         self._half_closed = asyncio.Event()
         self._last_heard = self._clock()
-        self._received = opened.committed_sequence
-        self._committed = opened.committed_sequence
-        self._told = opened.committed_sequence
-        self._xid: int | None = None
-        self._repeat_ack = False
-        self._outstanding: deque[_Outstanding] = deque()
-        self._outstanding_bytes = 0
-        self._rejections: deque[tuple[int, list[RejectedReading]]] = deque()
-        # Sequence of a message -> how many of its rejections wait for their confirmation.
-        self._unconfirmed = {
-            ack.rejections[0].sequence: len(ack.rejections) for ack in opened.unconfirmed if ack.rejections
-        }
+        self._acks = Acks(opened, config)
         self._controls: deque[ingest_pb2.StreamTelemetryResponse] = deque()
         # The sender starts no further write.
         self._closing = False
@@ -165,7 +125,7 @@ class DeviceStream:
             Refusal: how it ended, unless it ended well.
         """
         self._controls.append(ingest_pb2.StreamTelemetryResponse(welcome=welcome))
-        self._controls += (ingest_pb2.StreamTelemetryResponse(ack=ack) for ack in self._retold())
+        self._controls += (ingest_pb2.StreamTelemetryResponse(ack=ack) for ack in self._acks.retold(self._opened))
         self._wake.set()
         async with asyncio.TaskGroup() as group:
             receiving, sending, leaving = (
@@ -194,20 +154,13 @@ class DeviceStream:
         """Let what was received commit and be acked before the stream ends; the client would resend it otherwise."""
         try:
             async with asyncio.timeout(self._config.drain_timeout):
-                while not (sending.done() or self._stuck) and (self._outstanding or self._controls or self._ack_due()):
+                while not (sending.done() or self._stuck) and (
+                    self._acks.outstanding or self._controls or self._acks.due
+                ):
                     self._progress.clear()
                     await self._progress.wait()
         except TimeoutError:
-            log.info("stream ended with messages not yet acked", extra={"unacked": len(self._outstanding)})
-
-    def _retold(self) -> list[ingest_pb2.Ack]:
-        """Unconfirmed rejections, a message's together."""
-        acks = []
-        for told in self._opened.unconfirmed:
-            ack = ingest_pb2.Ack(committed_sequence=self._committed)
-            ack.rejections.extend(told.rejections)
-            acks.append(ack)
-        return acks
+            log.info("stream ended with messages not yet acked", extra={"unacked": self._acks.outstanding})
 
     # -- Receiving --------------------------------------------------------------------------------------------------
 
@@ -248,27 +201,26 @@ class DeviceStream:
         if data.sequence == 0:
             self.end(Refusal(Reason.SEQUENCE_INVALID, "sequences start at 1"))
             return False
-        if data.sequence > self._received + 1:
-            self.end(sequence_gap(self._received + 1, data.sequence))
+        if data.sequence > self._acks.received + 1:
+            self.end(sequence_gap(self._acks.received + 1, data.sequence))
             return False
-        if data.sequence <= self._received:
+        if data.sequence <= self._acks.received:
             # Sent again. The first copy is committed or on its way; say where we are.
-            self._repeat_ack = True
+            self._acks.repeat()
             self._wake.set()
             return True
-        if len(self._unconfirmed) + len(self._outstanding) >= most_unconfirmed(self._config):
+        if self._acks.may_become_too_many:
             self._end_over_unconfirmed()
             return False
-        self._received = data.sequence
+        self._acks.received = data.sequence
         message = self._weigh(data, size)
         self._metrics.count("atlasco_messages_received")
         received_at = self._clock()
         await self._enter(message)
-        waiting = _Outstanding(data.sequence, size, received_at)
-        self._outstanding.append(waiting)
-        self._outstanding_bytes += size
+        waiting = Outstanding(data.sequence, size, received_at)
+        self._acks.await_ack(waiting)
         self._update_credit()
-        self._lanes.put_nowait(message, lambda *result: self._settled(waiting, *result))
+        self._lanes.put_nowait(message, lambda *result: self._settled(waiting.sequence, *result))
         # The client may have out what its credits say; beyond that nothing more is read, and HTTP/2 holds it back.
         await self._credit.wait()
         return True
@@ -349,46 +301,32 @@ class DeviceStream:
             await self._progress.wait()
 
     async def _confirm(self, through: int) -> None:
-        # Not beyond what was told: rejections of a message that is still on its way must not vanish unseen.
-        through = min(through, self._told)
-        if not any(sequence <= through for sequence in self._unconfirmed):
+        counted = self._acks.confirmable(through)
+        if counted is None:
             return
         await self._registry.confirm_rejections(
-            self._tenant.tenant_id, self._opened.entity_id, self._session_id, through
+            self._tenant.tenant_id, self._opened.entity_id, self._session_id, counted
         )
-        self._unconfirmed = {sequence: n for sequence, n in self._unconfirmed.items() if sequence > through}
+        self._acks.confirmed(counted)
 
     # -- Settling ---------------------------------------------------------------------------------------------------
 
-    def _settled(
-        self, message: _Outstanding, outcome: Outcome, rejections: list[RejectedReading], xid: int | None
-    ) -> None:
+    def _settled(self, sequence: int, outcome: Outcome, rejections: list[RejectedReading], xid: int | None) -> None:
         """The lane is done with a message; called in the order of the sequences."""
         if outcome is Outcome.STALE:
             self.supersede()
             return
-        message.settled = True
-        self._committed = max(self._committed, message.sequence)
-        if xid is not None:
-            self._xid = max(self._xid or 0, xid)
-        if rejections:
-            self._rejections.append((message.sequence, rejections))
-            self._unconfirmed[message.sequence] = len(rejections)
-            rejected = sum(self._unconfirmed.values())
-            if len(self._unconfirmed) > self._config.max_unconfirmed or rejected > _MOST_UNCONFIRMED_REJECTIONS:
-                self._end_over_unconfirmed()
+        self._acks.settle(sequence, rejections, xid)
+        if rejections and self._acks.too_many_unconfirmed:
+            self._end_over_unconfirmed()
         self._wake.set()
 
     def _end_over_unconfirmed(self) -> None:
-        text = f"rejections of {len(self._unconfirmed)} messages wait for ConfirmRejections"
+        text = f"rejections of {self._acks.unconfirmed} messages wait for ConfirmRejections"
         self.end(Refusal(Reason.UNCONFIRMED_REJECTIONS, text))
 
     def _update_credit(self) -> None:
-        spent = (
-            len(self._outstanding) >= self._config.credit_messages
-            or self._outstanding_bytes >= self._config.credit_bytes
-        )
-        if spent:
+        if self._acks.credit_spent:
             self._credit.clear()
         else:
             self._credit.set()
@@ -399,14 +337,11 @@ class DeviceStream:
         self._controls.append(response)
         self._wake.set()
 
-    def _ack_due(self) -> bool:
-        return self._committed > self._told or self._repeat_ack or bool(self._rejections)
-
     async def _send(self) -> None:
         while not self._closing:
             await self._wake.wait()
             self._wake.clear()
-            while not self._closing and (self._controls or self._ack_due()):
+            while not self._closing and (self._controls or self._acks.due):
                 if self._controls:
                     response = self._controls[0]
                     if not await self._write(response):
@@ -414,7 +349,7 @@ class DeviceStream:
                     self._controls.popleft()
                     self._progress.set()
                 else:
-                    ack = self._compose_ack()
+                    ack = self._acks.compose()
                     if not await self._write(ingest_pb2.StreamTelemetryResponse(ack=ack)):
                         return
                     self._acked(ack.committed_sequence)
@@ -441,26 +376,9 @@ class DeviceStream:
         # Whoever waits for what was to be sent waits in vain.
         self._progress.set()
 
-    def _compose_ack(self) -> ingest_pb2.Ack:
-        """Everything committed so far; up to an earlier message when there are more rejections than one Ack holds."""
-        self._repeat_ack = False
-        ack = ingest_pb2.Ack(committed_sequence=self._committed)
-        while self._rejections:
-            sequence, rejections = self._rejections.popleft()
-            ack.rejections.extend(wire_rejections(sequence, rejections))
-            if len(ack.rejections) >= _REJECTIONS_PER_ACK and self._rejections:
-                ack.committed_sequence = sequence
-                break
-        if self._xid is not None:
-            ack.read_token = read_token(self._xid)
-        return ack
-
     def _acked(self, sequence: int) -> None:
-        self._told = max(self._told, sequence)
         now = self._clock()
-        while self._outstanding and self._outstanding[0].sequence <= sequence:
-            message = self._outstanding.popleft()
-            self._outstanding_bytes -= message.size
+        for message in self._acks.told(sequence):
             self._metrics.observe("atlasco_ack_latency_seconds", now - message.since)
         self._update_credit()
         self._progress.set()

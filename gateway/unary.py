@@ -9,6 +9,7 @@ from uuid import UUID
 from atlasco.telemetry.v1 import ingest_pb2
 from google.protobuf.message import DecodeError
 
+from gateway.acks import read_token
 from gateway.aliases import MAX_ALIAS, AliasTable, define
 from gateway.auth import Identity
 from gateway.batch import Committer
@@ -17,7 +18,6 @@ from gateway.decode import Received, count_readings, weight
 from gateway.hello import check_description, device_name
 from gateway.room import Room
 from gateway.status import Reason, Refusal, overloaded
-from gateway.stream import read_token
 from storage.commit import UnaryRequest, Writer, request_digest
 from storage.errors import DuplicateKey, StorageError
 from storage.model import BatchMessage, RejectedReading, lane_of
