@@ -1,7 +1,7 @@
 """The device client: streams readings to a gateway and remembers them until they are durable.
 
-Read `session` for what is decided, `buffer` for what is remembered, `stream` for how it is carried out; the protocol
-itself is specified in protos/atlasco/telemetry/v1/ingest.proto.
+Read `session` for what is decided, `buffer` for what is remembered, `stream` for how it is carried out, `account` for
+what came of it; the protocol itself is specified in protos/atlasco/telemetry/v1/ingest.proto.
 """
 
 from device.buffer import Buffer

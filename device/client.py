@@ -9,7 +9,6 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -17,13 +16,14 @@ from typing import Self
 import grpc
 from atlasco.telemetry.v1 import ingest_pb2
 
+from device.account import Account
 from device.backoff import Backoff
-from device.buffer import Buffer, Message
+from device.buffer import Buffer
 from device.connection import DevelopmentIdentity, TlsFiles, open_channel
 from device.dictionary import Attribute, Dictionary, ValueType
 from device.errors import ClientClosedError, DeviceError, FlushTimeoutError, MessageTooLargeError
 from device.latency import LatencyHistogram
-from device.outcomes import Describer, Rejected, Statistics, log_rejections, reason_name
+from device.outcomes import Rejected, Statistics, log_rejections
 from device.packing import Column, Packed, PackingLimits, Reading, Value, pack, pack_columns
 from device.session import Session, SessionSettings
 from device.settings import ClientSettings
@@ -78,9 +78,6 @@ class DeviceClient:
         if not target and channel is None:
             raise ValueError("a target or a channel is needed")
         self.device_id = device_id
-        self.limits = PackingLimits()
-        self.latency = latency or LatencyHistogram()
-        self.alias_errors: dict[int, str] = {}
         self._target = target
         self._tls = tls
         self._given_channel = channel
@@ -90,7 +87,6 @@ class DeviceClient:
         self._settings = settings or ClientSettings()
         self._buffer = Buffer() if buffer is None else buffer
         self._on_rejections = on_rejections
-        self._on_acked = on_acked
         self._clock = clock
         self._rng = rng or random.Random()
         self._session = Session(
@@ -98,11 +94,16 @@ class DeviceClient:
         )
         if self._settings.dictionary_known:
             self._session.assume_dictionary_known()
-        self._counts = dict.fromkeys(Statistics.__dataclass_fields__, 0)
-        self._welcomed = False
-        # Messages dropped by a Welcome: their rejections, if any, are told in the acks that follow it.
-        self._settled: dict[int, Message] = {}
-        self._untaken: deque[tuple[int, Rejected]] = deque()
+        self._account = Account(
+            device_id,
+            self._buffer,
+            self._session,
+            latency=latency or LatencyHistogram(),
+            clock=clock,
+            on_rejections=on_rejections,
+            on_acked=on_acked,
+            wake=self._notify,
+        )
         self._failure: DeviceError | None = None
         self._failure_told = False
         self._task: asyncio.Task[None] | None = None
@@ -117,8 +118,7 @@ class DeviceClient:
         if self._task is not None:
             raise ClientClosedError("the client is already open")
         self._wake = asyncio.Event()
-        self._progress = asyncio.Event()
-        self._rejections_ready = asyncio.Event()
+        self._account.open()
         self._channel = self._given_channel or open_channel(self._target, tls=self._tls)
         self._task = asyncio.create_task(self._run(), name=f"device {self.device_id}")
 
@@ -238,7 +238,7 @@ class DeviceClient:
         try:
             async with asyncio.timeout(deadline_s):
                 while self._failure is None and self._buffer.acked_ticket < wanted:
-                    await self._progress.wait()
+                    await self._account.wait_progress()
         except TimeoutError:
             raise FlushTimeoutError(wanted - self._buffer.acked_ticket) from None
         if self._buffer.acked_ticket < wanted:
@@ -252,16 +252,10 @@ class DeviceClient:
         if self._on_rejections is not None:
             raise ValueError("rejections go to on_rejections; pass None to iterate over them")
         while True:
-            while self._untaken:
-                session_sequence, rejected = self._untaken[0]
+            for rejected in self._account.untaken():
                 yield rejected
-                self._untaken.popleft()
-                if not any(sequence == session_sequence for sequence, _ in self._untaken):
-                    self._session.on_rejections_taken(session_sequence)
-                    self._notify()
             self._raise_failure()
-            self._rejections_ready.clear()
-            await self._rejections_ready.wait()
+            await self._account.wait_rejections()
 
     def disconnect(self, *, with_next_message: bool = False) -> None:
         """Break the current stream without ceremony, as a lost network would. For tests and drills.
@@ -277,13 +271,26 @@ class DeviceClient:
 
     def statistics(self) -> Statistics:
         """A snapshot of the counts."""
-        return Statistics(
-            **{
-                **self._counts,
-                "buffered_messages": len(self._buffer),
-                "buffered_readings": self._buffer.readings,
-            }
-        )
+        return self._account.statistics()
+
+    @property
+    def latency(self) -> LatencyHistogram:
+        """Where times from the first writing of a message to its ack are recorded."""
+        return self._account.latency
+
+    @latency.setter
+    def latency(self, histogram: LatencyHistogram) -> None:
+        self._account.latency = histogram
+
+    @property
+    def limits(self) -> PackingLimits:
+        """What a message may hold: the server's word, once it has welcomed the client."""
+        return self._account.limits
+
+    @property
+    def alias_errors(self) -> dict[int, str]:
+        """Aliases that cannot be used, and why."""
+        return self._account.alias_errors
 
     @property
     def messages_out(self) -> int:
@@ -321,7 +328,7 @@ class DeviceClient:
         self._stream = Stream(
             self._channel,
             metadata=self._metadata,
-            owner=self,
+            owner=self._account,
             session=self._session,
             wake=self._wake,
             clock=self._clock,
@@ -350,126 +357,13 @@ class DeviceClient:
                 hello.dictionary.aliases.extend(dictionary.definitions())
         return hello, len(dictionary)
 
-    # -- what the stream asks and tells (StreamOwner) -------------------------------------------------------------
-
-    @property
-    def buffer(self) -> Buffer:
-        """The messages to send."""
-        return self._buffer
-
-    def welcomed(self, welcome: ingest_pb2.Welcome, drop_through: int) -> None:
-        """The session resumes: take over the server's limits, forget what it has."""
-        limits = welcome.limits
-        defaults = PackingLimits()
-        self.limits = PackingLimits(
-            max_message_bytes=limits.max_message_bytes or defaults.max_message_bytes,
-            max_readings_per_message=limits.max_readings_per_message or defaults.max_readings_per_message,
-            max_string_bytes=limits.max_string_bytes or defaults.max_string_bytes,
-        )
-        self._counts["reconnects"] += self._welcomed
-        self._welcomed = True
-        self.note_alias_errors(welcome.alias_errors)
-        dropped = self._forget(drop_through)
-        self._settled = {message.sequence: message for message in dropped}
-
-    def note_alias_errors(self, errors: Iterable[ingest_pb2.AliasError]) -> None:
-        """Aliases that cannot be used; readings under them will be rejected with the same reason."""
-        for error in errors:
-            self.alias_errors[error.alias] = reason_name(error.reason)
-            attribute = self._buffer.dictionary.attribute(error.alias)
-            logger.warning(
-                "%s: attribute %r cannot be used: %s (%s)",
-                self.device_id,
-                attribute.name if attribute else error.alias,
-                reason_name(error.reason),
-                error.text,
-            )
-
-    def new_session(self, why: str) -> None:
-        """The server forgot the session; its numbers start again from 1."""
-        logger.warning("%s: starting a new session: %s", self.device_id, why)
-        self._buffer.start_new_session()
-        self._session.on_new_session()
-        self._settled.clear()
-        self._counts["new_sessions"] += 1
-
-    def writing(self, message: Message, now: float) -> None:
-        """A message is about to be written."""
-        kind = "sent" if message.first_sent is None else "resent"
-        self._counts[f"{kind}_messages"] += 1
-        self._counts[f"{kind}_readings"] += message.count
-        if message.first_sent is None:
-            message.first_sent = now
-
-    def acked(self, ack: ingest_pb2.Ack) -> None:
-        """Progress: hand over rejections, then forget what is durable, then wake those who wait for it."""
-        keys = [
-            (rejection.sequence, rejection.index if rejection.HasField("index") else None)
-            for rejection in ack.rejections
-        ]
-        decision = self._session.on_ack(self._clock(), ack.committed_sequence, keys)
-        rejected = []
-        if decision.fresh:
-            describer = Describer(self._buffer.dictionary, self._buffer.ticket, self._message)
-            rejected = [
-                (keys[position][0], describer.describe(ack.rejections[position])) for position in decision.fresh
-            ]
-        if decision.advanced:
-            self._settled.clear()
-        self._forget(decision.drop_through)
-        if keys:
-            self._hand_over(rejected, max(sequence for sequence, _ in keys))
-        self._notify()
-
-    def throttled(self) -> None:
-        """The server asked for a pause."""
-        self._counts["throttled"] += 1
-
-    def _message(self, sequence: int) -> Message | None:
-        return self._buffer.get(sequence) or self._settled.get(sequence)
-
-    def _hand_over(self, rejected: list[tuple[int, Rejected]], through: int) -> None:
-        count = sum(one.count for _, one in rejected)
-        self._counts["rejected_readings"] += count
-        self._counts["acked_readings"] -= count
-        if self._on_rejections is not None:
-            if rejected:
-                self._on_rejections([one for _, one in rejected])
-            self._session.on_rejections_taken(through)
-        elif rejected:
-            self._untaken.extend(rejected)
-            self._rejections_ready.set()
-        elif not self._untaken:
-            # Told again, and all of it was taken before: only the confirmation was lost.
-            self._session.on_rejections_taken(through)
-
-    def _forget(self, through: int) -> list[Message]:
-        dropped = self._buffer.drop_through(through)
-        if dropped:
-            now = self._clock()
-            for message in dropped:
-                if message.first_sent is not None:
-                    self.latency.record(now - message.first_sent)
-            self._counts["acked_messages"] += len(dropped)
-            self._counts["acked_readings"] += sum(message.count for message in dropped)
-            if self._on_acked is not None:
-                self._on_acked(dropped[-1].ticket)
-            self._tell_progress()
-        return dropped
-
-    def _tell_progress(self) -> None:
-        # A fresh event each time: those who wait look at the buffer again, and none can miss the next one.
-        self._progress.set()
-        self._progress = asyncio.Event()
-
     # -- the end ------------------------------------------------------------------------------------------------
 
     def _end(self, error: DeviceError) -> None:
         if self._failure is None:
             self._failure = error
             self._buffer.fail(error)
-            self._rejections_ready.set()
-            self._tell_progress()
+            self._account.end_waits()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
