@@ -17,6 +17,7 @@ from device.replay.layout import Layout, ReplayOptions, survey
 from device.replay.run import Replay, ReplayResult, ReplaySettings
 from device.settings import ClientSettings
 from embedded.errors import ProcessFailed
+from runtime.process import ExitCode
 from tests.device import turbofan_form
 from tests.e2e.gateway_process import GatewayProcess
 from tests.gateway.raw_stream import D, RawStream, now_us, readings, service
@@ -220,4 +221,4 @@ def test_the_port_is_taken(process: GatewayProcess, database: Database, tmp_path
     second = GatewayProcess(database, tmp_path / "second.log", process.target)
     with pytest.raises(ProcessFailed, match="did not become ready"):
         second.start()
-    assert second.wait() == 1
+    assert second.wait() == ExitCode.CONFIGURATION
