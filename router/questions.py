@@ -255,8 +255,11 @@ def join_pages(
             left -= len(run.times_us)
             taken = before + len(run.times_us)
             parts.append(run)
+    # Both parts go on behind `after` and within what is left of the limit: the first reading of either is in the page.
+    # Without one, paging would end here, and leave out all that follows.
+    assert parts or not is_cut
     last = None
-    if is_cut and parts:
+    if is_cut:
         last = Position(
             list(question.entities).index(parts[-1].entity),
             list(question.attributes).index(parts[-1].attribute),

@@ -186,16 +186,20 @@ def _page_statement(
         start, end = to_timestamp(question.start_us), to_timestamp(question.end_us)
         parameters += [names.tenant_id, *names.entities, *attributes, start, end]
     rows = " UNION ALL ".join(branches)
-    within = "true"
-    if question.limit_per_series:
-        rows = text["series_placed"].format(branches=rows, direction=direction)
-        within = f"place <= {question.limit_per_series:d}"
-    following = "true"
+    limit = question.limit_per_series
+    following, within = "true", f"place <= {limit:d}" if limit else "true"
     if after is not None:
         following = text["series_after"].format(follows=follows)
         entity = names.newest[question.entities[after.entity]]
         attribute = next(n for n, (name, _) in names.attributes.items() if name == question.attributes[after.attribute])
         parameters += [entity, entity, attribute, attribute, to_timestamp(after.time_us)]
+        if limit:
+            within = text["series_within"].format(
+                entity=int(entity), attribute=int(attribute), left=max(0, limit - after.taken), limit=limit
+            )
+    if limit:
+        rows = text["series_placed"].format(branches=rows, direction=direction, after=following)
+        following = "true"
     columns = ", ".join(f"{t}_value" for t in types)
     statement = text["series_page"].format(
         columns=columns, rows=rows, after=following, within=within, direction=direction

@@ -1,5 +1,6 @@
 """The split at the seam: whatever is loaded when, an answer of two sources equals the readings themselves."""
 
+import itertools
 import uuid
 from dataclasses import replace
 from typing import Any
@@ -75,6 +76,57 @@ async def test_a_split_answer_equals_the_readings(
         rows, pages = await all_pages(routing, question, int(random.integers(12, 60)), need)
         assert rows == platform.expected(question)
         kinds |= {page.proof.kind for page in pages}
+    assert SourceKind.SPLIT in kinds
+
+
+@pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
+async def test_small_pages_with_a_limit_leave_no_series_out(
+    platform: Platform, router: tuple[Router, WarehouseSource], descending: bool
+) -> None:
+    """The newer part fills a series up to its limit: pages go on behind what the older part has of it."""
+    routing, source = router
+    of_each = [(device, i) for device in DEVICES for i in range(4)]
+    old_us, new_us = platform.now_us - 10 * DAY_US, platform.now_us - HOUR_US
+    platform.write([(device, "temperature", old_us + i * HOUR_US, float(i)) for device, i in of_each])
+    platform.load()
+    platform.write([(device, "temperature", new_us + i, float(i)) for device, i in of_each])
+    await source.measure()
+    for limit, size in itertools.product((1, 3, 5), (1, 2, 3, 4)):
+        question = SeriesQuestion(
+            list(DEVICES), ["temperature"], platform.now_us - 15 * DAY_US, platform.now_us + 1,
+            descending=descending, limit_per_series=limit,
+        )  # fmt: skip
+        rows, pages = await all_pages(routing, question, size, Need(1))
+        assert {page.proof.kind for page in pages} == {SourceKind.SPLIT}
+        assert rows == platform.expected(question), (limit, size)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_small_pages_of_random_questions_equal_the_readings(
+    platform: Platform, router: tuple[Router, WarehouseSource], seed: int
+) -> None:
+    random = np.random.default_rng(300 + seed)
+    routing, source = router
+    kinds: set[SourceKind] = set()
+    for round_ in range(4):
+        # The seam lies as far back as the oldest of these, until they are loaded.
+        platform.write(some_rows(platform, random, 12, int(random.choice([6, 72, 400])) * HOUR_US))
+        if round_ % 2 == 0:
+            platform.load()
+        await source.measure()
+        for _ in range(6):
+            question = SeriesQuestion(
+                [str(d) for d in random.permutation(DEVICES)[: random.integers(1, 4)]],
+                [str(a) for a in random.permutation(ATTRIBUTES)[: random.integers(1, 3)]],
+                platform.now_us - 16 * DAY_US - int(random.integers(0, 3 * DAY_US)),
+                platform.now_us + 1 - int(random.integers(0, 2)) * DAY_US,
+                descending=bool(random.integers(0, 2)),
+                limit_per_series=int(random.choice([0, 1, 2, 5, 9])),
+            )
+            size = int(random.integers(3, 12) if question.limit_per_series == 0 else random.integers(1, 6))
+            rows, pages = await all_pages(routing, question, size, Need(1))
+            assert rows == platform.expected(question), (question, size)
+            kinds |= {page.proof.kind for page in pages}
     assert SourceKind.SPLIT in kinds
 
 

@@ -94,3 +94,18 @@ def test_a_page_begins_within_a_series(warehouse: Warehouse) -> None:
     found = [(part.entity, part.times_us.tolist()) for part in page.parts]
     assert found == [("device-1", [T0 + 6 * HOUR_US]), ("device-2", [T0])]
     assert page.last == Position(0, 0, T0)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_what_another_source_took_of_a_series_counts_towards_its_limit(warehouse: Warehouse, taken: int) -> None:
+    load(warehouse)
+    question = SeriesQuestion(
+        ["device-1", "device-2"], ["attribute-2"], T0, T0 + 9 * HOUR_US, descending=True, limit_per_series=2
+    )
+    # Its last reading is newer than all that is loaded.
+    after = Position(1, 0, T0 + 8 * HOUR_US, taken)
+    page, _ = read_warehouse_page(reader_of(warehouse), "tenant-1", question, 10, after)
+    found = [(part.entity, part.times_us.tolist()) for part in page.parts]
+    newest = [T0 + 6 * HOUR_US, T0 + 5 * HOUR_US]
+    left = [("device-2", newest[: 2 - taken])] if taken < 2 else []
+    assert found == [*left, ("device-1", newest)]

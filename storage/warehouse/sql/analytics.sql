@@ -22,9 +22,15 @@ SELECT entity_id, attribute_id, ts, {values}, revision
  WHERE tenant_id = %s AND entity_id IN ({entities}) AND attribute_id IN ({attributes}) AND ts >= %s AND ts < %s
 
 -- name: series_placed
--- The place of each reading in its series, for a limit per series.
+-- The place of each reading in what is left of its series, for a limit per series. Counted behind the last page's end:
+-- of a range that is split, that page may have held readings of this series that are not in this part.
 SELECT r.*, row_number() OVER (PARTITION BY entity_id, attribute_id ORDER BY ts {direction}) AS place
   FROM ({branches}) r
+ WHERE {after}
+
+-- name: series_within
+-- Readings within the limit; the series in which the last page ended has had some of its own.
+place <= CASE WHEN entity_id = {entity} AND attribute_id = {attribute} THEN {left} ELSE {limit} END
 
 -- name: series_page
 SELECT entity_id, attribute_id, ts, {columns}, revision
