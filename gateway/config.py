@@ -109,6 +109,13 @@ class GatewayConfig:
     max_tenant_queries: int = setting(
         "ATLASCO_MAX_TENANT_QUERIES", 48, "Queries of one tenant that run or wait at once.", parse=positive_int
     )
+    max_tenant_exports: int = setting(
+        "ATLASCO_MAX_TENANT_EXPORTS", 16, "Exports of one tenant that are open at once.", parse=positive_int
+    )
+    export_patience: float = setting(
+        "ATLASCO_EXPORT_PATIENCE", 60.0, "An export is ended when its client leaves a message unread for so long.",
+        parse=duration,
+    )  # fmt: skip
     replica_dsns: str = setting(
         "ATLASCO_REPLICA_DSNS", "", "Streaming replicas for queries, as the query role: connection strings or URIs, "
         "separated by ';'.", secret=True,

@@ -1,5 +1,6 @@
 """The QueryService: who asks, what may be asked, the read, the message. The specification is query.proto."""
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -10,10 +11,10 @@ from opentelemetry.trace import Tracer
 
 from gateway.auth import Authenticator, Identity
 from gateway.paging import PageTokens, pack_position, token_invalid, unpack_position
-from gateway.query_admission import QueryAdmission
+from gateway.query_admission import ExportAdmission, OpenExport, QueryAdmission
 from gateway.query_aggregate import aggregate_message, aggregate_question
 from gateway.query_calls import Call, QueryCalls
-from gateway.query_export import export_series
+from gateway.query_export import ReaderWatch, export_series
 from gateway.query_freshness import (
     TierBounds,
     provenance,
@@ -47,7 +48,7 @@ from gateway.status import (
     refusal_of,
 )
 from router.clock import PrimaryClock
-from router.execute import Router
+from router.execute import Routed, Router
 from router.plan import Need
 from router.questions import Aggregates, AttributeList, EntityList, FindDevices, LatestValues, SeriesRange
 from runtime.metrics import Metrics
@@ -60,9 +61,12 @@ from storage.read_model import (
     EntityNotFound,
     LatestNotKept,
     Position,
+    SeriesPage,
     SeriesQuestion,
 )
 from storage.search import FindQuestion
+
+log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -86,6 +90,10 @@ class QueryLimits:
     concurrency: int = 64
     # Queries of one tenant at once.
     tenant_concurrency: int = 48
+    # Exports of one tenant that are open at once; each may hold a message that its client has not read yet.
+    tenant_exports: int = 16
+    # How long a client may leave a message of an export unread.
+    export_patience_s: float = 60.0
     # The most a query may take, whatever deadline the caller sets; an export: each of its reads.
     longest_s: float = 30.0
     # Kept back from the caller's deadline, though at most a fifth of it, so that the statement is over and the typed
@@ -118,6 +126,9 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         self._calls = QueryCalls(router, self._tiers, metrics, tracer)
         self._tokens = tokens or PageTokens()
         self._admission = QueryAdmission(self._limits.concurrency, self._limits.tenant_concurrency)
+        self._exports = ExportAdmission(self._limits.tenant_exports)
+        self._metrics = metrics
+        metrics.gauge("atlasco_exports_open", lambda: self._exports.open)
 
     async def GetLatest(  # noqa: N802 - the name in the protocol
         self, request: query_pb2.GetLatestRequest, context: Context
@@ -176,22 +187,38 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     async def ExportSeries(  # noqa: N802
         self, request: query_pb2.ExportSeriesRequest, context: Context
     ) -> AsyncIterator[query_pb2.ExportSeriesResponse]:
-        """See query.proto. An export counts as a query all the time that it runs."""
+        """See query.proto. An export counts as a query while it reads a page, not while its client takes its time."""
         with self._calls.call("ExportSeries", context, lambda: self._timeout_s(context)) as call:
             try:
                 identity = self._authenticator.authenticate(context)
                 question = series_question(identity, request)
                 chunk = page_size(request.chunk_size, EXPORT_CHUNK, "chunk_size")
-                with self._admission.admitted(identity.tenant):
-                    async for message in export_series(
-                        lambda page: call.read(identity.tenant, page, request.freshness), question, chunk
-                    ):
-                        yield message
+
+                async def read(page: SeriesRange) -> Routed[SeriesPage]:
+                    # The first page is refused at once, as any query; a later one would end what was half sent.
+                    patience_s = 0.0 if page.is_first else self._timeout_s(context)
+                    async with self._admission.admitted_in_turn(identity.tenant, patience_s):
+                        return await call.read(identity.tenant, page, request.freshness)
+
+                with self._exports.admitted(identity.tenant) as export:
+                    reader = self._watch_reader(identity.tenant, export, call)
+                    async for message in export_series(read, question, chunk):
+                        with reader.writing():
+                            yield message
                 call.done()
             except Exception as error:  # as in _call
                 failure = _refusal_of_read(error)
                 call.refused(refusal_of(failure))
                 await abort(context, failure)
+
+    def _watch_reader(self, tenant: str, export: OpenExport, call: Call) -> ReaderWatch:
+        def gave_up(refusal: Refusal) -> None:
+            log.info("a client does not read its export", extra={"tenant": tenant})
+            self._metrics.count("atlasco_exports_unread")
+            export.abandon()
+            call.refused(refusal)
+
+        return ReaderWatch(self._limits.export_patience_s, gave_up)
 
     async def Aggregate(  # noqa: N802
         self, request: query_pb2.AggregateRequest, context: Context

@@ -1,20 +1,25 @@
-"""How many queries run at once: in all, and of one tenant, so that none can take every connection."""
+"""How many queries run at once, in all and of one tenant, so that none can take every connection; and how many exports
+of one tenant are open, which run only while they read a page.
+"""
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from gateway.status import Reason, Refusal, query_concurrency
 
 # Long enough for the queries that are under way to end, short enough not to be noticed by a person.
 RETRY_AFTER_S = 0.1
+# Exports take longer.
+EXPORT_RETRY_AFTER_S = 1.0
 
 
 class QueryAdmission:
     """Counts running queries; one too many is refused at once, with a delay after which to retry.
 
     A longer queue instead of a refusal would only hide the overload: queries would wait for a connection until their
-    deadlines, and then fail after they cost all the same.
+    deadlines, and then fail after they cost all the same. Only what has begun to be answered waits for its turn.
     """
 
     def __init__(self, limit: int, tenant_limit: int) -> None:
@@ -24,6 +29,8 @@ class QueryAdmission:
         self._tenant_limit = tenant_limit
         self._running = 0
         self._by_tenant: Counter[str] = Counter()
+        # Those who wait for their turn, the first come first: tenant, and what to set when a place is theirs.
+        self._waiting: dict[asyncio.Future[None], str] = {}
 
     @property
     def running(self) -> int:
@@ -37,22 +44,139 @@ class QueryAdmission:
         Raises:
             Refusal: QUERY_CONCURRENCY, with metadata "limit" and a delay.
         """
+        refusal = self._refusal(tenant)
+        if refusal is not None:
+            raise refusal
+        self._enter(tenant)
+        try:
+            yield
+        finally:
+            self._leave(tenant)
+
+    @asynccontextmanager
+    async def admitted_in_turn(self, tenant: str, patience_s: float) -> AsyncIterator[None]:
+        """As `admitted`, for the next part of an answer: it would be lost if it were refused at once, so it waits.
+
+        Raises:
+            Refusal: QUERY_CONCURRENCY, when no place became free within `patience_s` seconds.
+        """
+        refusal = self._refusal(tenant)
+        if refusal is None:
+            self._enter(tenant)
+        elif not await self._turn(tenant, patience_s):
+            raise refusal
+        try:
+            yield
+        finally:
+            self._leave(tenant)
+
+    async def _turn(self, tenant: str, patience_s: float) -> bool:
+        """Whether a place became the caller's."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = tenant
+        try:
+            async with asyncio.timeout(patience_s):
+                await turn
+        except TimeoutError:
+            # Not cancelled: the place came in the same moment.
+            return not turn.cancelled()
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                # As above, and nobody else would give it back.
+                self._leave(tenant)
+            raise
+        finally:
+            self._waiting.pop(turn, None)
+        return True
+
+    def _refusal(self, tenant: str) -> Refusal | None:
         if self._running >= self._limit:
-            raise query_concurrency(self._limit, RETRY_AFTER_S)
+            return query_concurrency(self._limit, RETRY_AFTER_S)
         if self._by_tenant[tenant] >= self._tenant_limit:
-            raise Refusal(
+            return Refusal(
                 Reason.QUERY_CONCURRENCY,
                 f"{self._tenant_limit} queries of this tenant run already, the most there may be",
                 metadata={"limit": str(self._tenant_limit)},
                 retry_after_s=RETRY_AFTER_S,
             )
+        return None
+
+    def _enter(self, tenant: str) -> None:
         self._running += 1
         self._by_tenant[tenant] += 1
+
+    def _leave(self, tenant: str) -> None:
+        self._running -= 1
+        _take_one(self._by_tenant, tenant)
+        for turn, waiting in list(self._waiting.items()):
+            if not turn.done() and self._refusal(waiting) is None:
+                # Handed over here: whoever arrives before the waiting task runs must not take it.
+                self._enter(waiting)
+                turn.set_result(None)
+
+
+class ExportAdmission:
+    """Counts the open exports of each tenant, and those that ended without having been read.
+
+    An export that its client does not read holds a message in the transport, which cannot be taken back. After its end
+    it does not count as open any more, or one forgetful client would shut out the others of its tenant for good; but
+    as many unread ones as there may be open ones are the most.
+    """
+
+    def __init__(self, tenant_limit: int) -> None:
+        self._limit = tenant_limit
+        self._open: Counter[str] = Counter()
+        self._unread: Counter[str] = Counter()
+
+    @property
+    def open(self) -> int:
+        """Exports open now; may be asked from any thread."""
+        return sum(list(self._open.values()))
+
+    @contextmanager
+    def admitted(self, tenant: str) -> Iterator["OpenExport"]:
+        """The block is an export of the tenant.
+
+        Raises:
+            Refusal: EXPORT_CONCURRENCY, with metadata "limit" and a delay.
+        """
+        for exports, state in ((self._open, "are open"), (self._unread, "ended and were left unread")):
+            if exports[tenant] >= self._limit:
+                raise Refusal(
+                    Reason.EXPORT_CONCURRENCY,
+                    f"{self._limit} exports of this tenant {state} already, the most there may be; read or cancel them",
+                    metadata={"limit": str(self._limit)},
+                    retry_after_s=EXPORT_RETRY_AFTER_S,
+                )
+        export = OpenExport(tenant, self._open, self._unread)
         try:
-            yield
+            yield export
         finally:
-            self._running -= 1
-            self._by_tenant[tenant] -= 1
-            if not self._by_tenant[tenant]:
-                # Tenants come and go; the table must not keep them all.
-                del self._by_tenant[tenant]
+            export.close()
+
+
+class OpenExport:
+    """The place of one export."""
+
+    def __init__(self, tenant: str, open_: Counter[str], unread: Counter[str]) -> None:
+        self._tenant = tenant
+        self._unread = unread
+        self._counted = open_
+        self._counted[tenant] += 1
+
+    def abandon(self) -> None:
+        """It ended, and its client has not read what was sent."""
+        self.close()
+        self._counted = self._unread
+        self._counted[self._tenant] += 1
+
+    def close(self) -> None:
+        """Nothing is left of it."""
+        _take_one(self._counted, self._tenant)
+
+
+def _take_one(counts: Counter[str], tenant: str) -> None:
+    counts[tenant] -= 1
+    if not counts[tenant]:
+        # Tenants come and go; the table must not keep them all.
+        del counts[tenant]

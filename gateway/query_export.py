@@ -4,11 +4,16 @@ Each page is a read of its own, so that no connection and no snapshot is held wh
 memory holds one page, however many readings there are. The next page is read only when the client has taken the last
 one: the transport's flow control reaches to the database.
 
+A client that leaves a message unread for too long loses its export: what was sent cannot be taken back, and would stay
+in memory for as long as the client likes.
+
 What the whole claims is what its weakest page claims: each one is proven to be as fresh as asked when the export
 arrived, and to be no older than the first.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +21,7 @@ from atlasco.telemetry.v1 import query_pb2
 
 from gateway.query_freshness import provenance
 from gateway.query_messages import series_message
+from gateway.status import Reason, Refusal
 from router.execute import Routed
 from router.questions import SeriesRange
 from storage.read_model import SeriesPage, SeriesQuestion
@@ -37,10 +43,13 @@ async def export_series(
         if whole is None:
             yield query_pb2.ExportSeriesResponse(provenance=provenance(routed))
         whole = _weakest(whole, routed)
-        if routed.answer.parts:
-            readings += sum(len(part.times_us) for part in routed.answer.parts)
-            yield query_pb2.ExportSeriesResponse(series=[series_message(part) for part in routed.answer.parts])
-        after = routed.answer.last
+        parts, after = routed.answer.parts, routed.answer.last
+        readings += sum(len(part.times_us) for part in parts)
+        message = query_pb2.ExportSeriesResponse(series=[series_message(part) for part in parts])
+        # The client may take its time, and needs the message alone.
+        del routed, parts
+        if message.series:
+            yield message
         if after is None:
             break
     summary = query_pb2.ExportSummary(readings=readings, provenance=provenance(whole))
@@ -50,9 +59,41 @@ async def export_series(
 def _weakest(whole: Routed[Any] | None, page: Routed[Any]) -> Routed[Any]:
     """What holds for both: the older as_of, the later complete_from, every degradation once."""
     if whole is None:
-        return page
+        return replace(page, answer=None)
     older = min(whole, page, key=lambda routed: routed.proof.as_of_us)
     starts = [r.proof.complete_from_us for r in (whole, page) if r.proof.complete_from_us is not None]
     degraded = {d.reason: d for d in (*page.proof.degraded, *whole.proof.degraded)}
     proof = replace(older.proof, complete_from_us=max(starts, default=None), degraded=tuple(degraded.values()))
-    return replace(older, proof=proof)
+    return replace(older, answer=None, proof=proof)
+
+
+class ReaderWatch:
+    """Looks whether a client takes what it is sent. `gave_up` is called once, when it does not for `patience_s`."""
+
+    def __init__(self, patience_s: float, gave_up: Callable[[Refusal], None]) -> None:
+        self._patience_s = patience_s
+        self._gave_up = gave_up
+        self._refusal: Refusal | None = None
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """The block ends when the transport has taken a message, which it does as fast as the client reads.
+
+        The write is never cut off: a status sent while one is under way can get lost, and the client would wait for it
+        for ever. It ends when the client reads on, or with the connection.
+
+        Raises:
+            Refusal: SLOW_READER, after the block, when that took too long.
+        """
+        giving_up = asyncio.get_running_loop().call_later(self._patience_s, self._give_up)
+        try:
+            yield
+        finally:
+            giving_up.cancel()
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _give_up(self) -> None:
+        text = f"a message was left unread for {self._patience_s:g} s; what was sent is not the whole"
+        self._refusal = Refusal(Reason.SLOW_READER, text)
+        self._gave_up(self._refusal)

@@ -31,6 +31,8 @@ def query_limits(config: GatewayConfig) -> QueryLimits:
     return QueryLimits(
         concurrency=config.max_concurrent_queries,
         tenant_concurrency=config.max_tenant_queries,
+        tenant_exports=config.max_tenant_exports,
+        export_patience_s=config.export_patience,
         tiers=TierBounds(
             config.critical_staleness, config.dashboard_staleness, config.report_staleness, config.analytics_staleness
         ),

@@ -192,6 +192,11 @@ class SeriesRange(Question[SeriesPage]):
         self._after = after
         self.start_us, self.end_us = within or (series.start_us, series.end_us)
 
+    @property
+    def is_first(self) -> bool:
+        """Whether no page comes before this one."""
+        return self._after is None
+
     async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> SeriesPage:
         """See `Question`."""
         return await read_page(session, self._part(), self._page_size, self._after)

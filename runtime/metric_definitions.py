@@ -41,6 +41,8 @@ MetricName = Literal[
     "atlasco_query_degraded",
     "atlasco_query_fallbacks",
     "atlasco_query_staleness_seconds",
+    "atlasco_exports_open",
+    "atlasco_exports_unread",
     "atlasco_source_available",
     "atlasco_source_staleness_seconds",
     "atlasco_clock_uncertainty_seconds",
@@ -341,6 +343,16 @@ DEFINITIONS: Final[Mapping[MetricName, MetricDefinition]] = MappingProxyType(
             "Near the tier's bound: the source lags; see its staleness.",
             STALENESS_BUCKETS,
             {"source": ANSWER_SOURCES},
+        ),
+        "atlasco_exports_open": _gauge(
+            "{export}",
+            "Exports that are being read by their clients.",
+            "Many, and few answers to ExportSeries: the clients take their time.",
+        ),
+        "atlasco_exports_unread": _counter(
+            "{export}",
+            "Exports that were ended because their client left a message unread for ATLASCO_EXPORT_PATIENCE.",
+            "A client forgets to read or cancel what it opens: the gateway's log names its tenant.",
         ),
         "atlasco_source_available": _gauge(
             "1",

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,11 +65,12 @@ async def service(known: Known) -> AsyncIterator[Service]:
 
 
 class serve:  # noqa: N801 - reads as a function
-    """A gateway of nothing but the query service."""
+    """A gateway of nothing but the query service; `options` are of the client's channel."""
 
-    def __init__(self, known: Known, limits: QueryLimits) -> None:
+    def __init__(self, known: Known, limits: QueryLimits, options: Sequence[tuple[str, int]] = ()) -> None:
         self._known = known
         self._limits = limits
+        self._options = list(options)
 
     async def __aenter__(self) -> Service:
         self._pool = make_pool(PoolSettings(self._known.dsn("reader"), Role.QUERY, max_size=4))
@@ -89,7 +90,7 @@ class serve:  # noqa: N801 - reads as a function
         )
         port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
-        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=self._options)
         stub: Any = query_pb2_grpc.QueryServiceStub(self._channel)
         return Service(stub, self._pool, metrics)
 

@@ -29,6 +29,9 @@ Errors carry google.rpc.ErrorInfo (domain "telemetry.atlasco"). A name in bracke
   PERMISSION_DENIED   DEVICE_MISMATCH
   DEADLINE_EXCEEDED   QUERY_DEADLINE
   RESOURCE_EXHAUSTED  QUERY_CONCURRENCY   with google.rpc.RetryInfo [limit]
+  RESOURCE_EXHAUSTED  EXPORT_CONCURRENCY  as many exports of the tenant are open, or ended and were left unread, as
+                                          may; with google.rpc.RetryInfo [limit]
+  RESOURCE_EXHAUSTED  SLOW_READER         the client left a message of an export unread for too long
   RESOURCE_EXHAUSTED  FALLBACK_CONCURRENCY  the source the query belongs to is down, and as many of its queries as
                                           the primary takes run there already; with google.rpc.RetryInfo [limit]
   UNAVAILABLE         STORAGE_UNAVAILABLE with google.rpc.RetryInfo
@@ -949,6 +952,9 @@ Global___ExportSeriesRequest: _TypeAlias = ExportSeriesRequest  # noqa: Y015
 class ExportSeriesResponse(_message.Message):
     """The first message has a provenance, as far as it is known then; the messages after it have series; the last one has
     a summary. A stream that ends without a summary, whatever its status, is not the whole.
+
+    The gateway reads on as the client takes messages. A client that leaves one unread for a minute (the operator may
+    configure another time) gets SLOW_READER behind it; one that wants no more cancels the call.
 
     An export is not one snapshot: it includes everything committed before its as_of, and may include some of what was
     committed while it ran.

@@ -29,6 +29,9 @@ Errors carry google.rpc.ErrorInfo (domain "telemetry.atlasco"). A name in bracke
   PERMISSION_DENIED   DEVICE_MISMATCH
   DEADLINE_EXCEEDED   QUERY_DEADLINE
   RESOURCE_EXHAUSTED  QUERY_CONCURRENCY   with google.rpc.RetryInfo [limit]
+  RESOURCE_EXHAUSTED  EXPORT_CONCURRENCY  as many exports of the tenant are open, or ended and were left unread, as
+                                          may; with google.rpc.RetryInfo [limit]
+  RESOURCE_EXHAUSTED  SLOW_READER         the client left a message of an export unread for too long
   RESOURCE_EXHAUSTED  FALLBACK_CONCURRENCY  the source the query belongs to is down, and as many of its queries as
                                           the primary takes run there already; with google.rpc.RetryInfo [limit]
   UNAVAILABLE         STORAGE_UNAVAILABLE with google.rpc.RetryInfo
