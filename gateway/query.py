@@ -43,6 +43,7 @@ from gateway.status import (
     abort,
     attribute_not_found,
     entity_not_found,
+    entity_replaced,
     field_invalid,
     latest_not_kept,
     refusal_of,
@@ -59,8 +60,8 @@ from storage.read_model import (
     AnswerTooLarge,
     AttributeNotFound,
     EntityNotFound,
+    EntityReplaced,
     LatestNotKept,
-    Position,
     SeriesPage,
     SeriesQuestion,
 )
@@ -76,9 +77,6 @@ Paged: TypeAlias = (
     | query_pb2.ListEntitiesRequest
     | query_pb2.ListAttributesRequest
 )
-
-# Readings of a series taken so far, behind the position in a page token.
-_TAKEN_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,16 +167,15 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         """See query.proto."""
 
         async def answer(identity: Identity, call: Call) -> query_pb2.ReadSeriesResponse:
-            question = SeriesRange(
-                series_question(identity, request),
-                page_size(request.page_size, SERIES_PAGE),
-                _position(self._open(identity, request)),
-            )
+            series = series_question(identity, request)
+            size = page_size(request.page_size, SERIES_PAGE)
+            after = self._open(identity, request)
+            question = SeriesRange(series, size, None if after is None else unpack_position(after))
             routed = await call.read(identity.tenant, question, request.freshness)
             last = routed.answer.last
             return query_pb2.ReadSeriesResponse(
                 series=[series_message(part) for part in routed.answer.parts],
-                next_page_token="" if last is None else self._seal(_packed(last), identity, request),
+                next_page_token="" if last is None else self._seal(pack_position(last), identity, request),
                 provenance=provenance(routed),
             )
 
@@ -371,17 +368,6 @@ def _without_freshness(request: Paged) -> Paged:
     return bare
 
 
-def _packed(position: Position) -> bytes:
-    return pack_position(position) + position.taken.to_bytes(_TAKEN_BYTES, "big")
-
-
-def _position(data: bytes | None) -> Position | None:
-    if data is None:
-        return None
-    bare = unpack_position(data[:-_TAKEN_BYTES])
-    return Position(bare.entity, bare.attribute, bare.time_us, int.from_bytes(data[-_TAKEN_BYTES:], "big"))
-
-
 def _refusal_of_read(error: Exception) -> Exception:
     """The refusal that a read's own error stands for; any other error as it is."""
     match error:
@@ -389,6 +375,8 @@ def _refusal_of_read(error: Exception) -> Exception:
             return entity_not_found(error.name)
         case AttributeNotFound():
             return attribute_not_found(error.name)
+        case EntityReplaced():
+            return entity_replaced(error.name)
         case LatestNotKept():
             return latest_not_kept(error.name)
         case FilterInvalid():

@@ -59,6 +59,7 @@ class Reason(enum.StrEnum):
     RANGE_INVERTED = "RANGE_INVERTED"
     RANGE_UNBOUNDED = "RANGE_UNBOUNDED"
     ENTITY_NOT_FOUND = "ENTITY_NOT_FOUND"
+    ENTITY_REPLACED = "ENTITY_REPLACED"
     ATTRIBUTE_NOT_FOUND = "ATTRIBUTE_NOT_FOUND"
     LATEST_NOT_KEPT = "LATEST_NOT_KEPT"
     QUERY_DEADLINE = "QUERY_DEADLINE"
@@ -120,6 +121,7 @@ CODES: Final[Mapping[Reason, grpc.StatusCode]] = MappingProxyType(
         Reason.RANGE_INVERTED: grpc.StatusCode.INVALID_ARGUMENT,
         Reason.RANGE_UNBOUNDED: grpc.StatusCode.INVALID_ARGUMENT,
         Reason.ENTITY_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+        Reason.ENTITY_REPLACED: grpc.StatusCode.ABORTED,
         Reason.ATTRIBUTE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
         Reason.LATEST_NOT_KEPT: grpc.StatusCode.FAILED_PRECONDITION,
         Reason.QUERY_DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -226,6 +228,12 @@ def field_invalid(field: str, problem: str, reason: Reason = Reason.FIELD_INVALI
 def entity_not_found(entity: str) -> Refusal:
     """The tenant has no such device."""
     return Refusal(Reason.ENTITY_NOT_FOUND, f"there is no device {entity!r}", metadata={"entity": entity})
+
+
+def entity_replaced(entity: str) -> Refusal:
+    """Pages of series do not go on: the device in which the last one ended is another one now."""
+    text = f"device {entity!r} was deleted and registered anew since the last page; start again from the beginning"
+    return Refusal(Reason.ENTITY_REPLACED, text, metadata={"entity": entity})
 
 
 def attribute_not_found(attribute: str) -> Refusal:

@@ -269,6 +269,7 @@ def join_pages(
             list(question.entities).index(parts[-1].entity),
             list(question.attributes).index(parts[-1].attribute),
             int(parts[-1].times_us[-1]),
+            parts[-1].place[0],
             taken if question.limit_per_series else 0,
         )
     return SeriesPage(newer.as_of_us, parts, last)

@@ -41,6 +41,18 @@ class AttributeNotFound(StorageError):
         self.name = name
 
 
+class EntityReplaced(StorageError):
+    """The device in which the last page ended was deleted since, and another one registered by its name.
+
+    Series come in the order of ids, and the new one's lies anywhere: to go on behind it would leave devices out, or
+    show them twice.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} is another device than the one in which the last page ended")
+        self.name = name
+
+
 class LatestNotKept(StorageError):
     """The attribute opted out of latest values; only its history can be read."""
 
@@ -87,11 +99,13 @@ class SeriesQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The last reading of a page, by places in the question's own lists: what a token holds names no internal id."""
+    """The last reading of a page: device and attribute by their places in the question's own lists."""
 
     entity: int
     attribute: int
     time_us: int
+    # The device's id, too: its name may be another device's by the time of the next page.
+    entity_id: int
     # Readings of this series so far; 0 where the question has no limit per series.
     taken: int = 0
 

@@ -16,6 +16,7 @@ from storage.read_model import (
     AttributeNotFound,
     Cursor,
     EntityNotFound,
+    EntityReplaced,
     Position,
     SeriesPage,
     SeriesPart,
@@ -43,7 +44,12 @@ _SQL_TYPES: Mapping[ValueType, LiteralString] = {
 async def read_page(
     session: ReadSession, question: SeriesQuestion, page_size: int, after: Position | None
 ) -> SeriesPage:
-    """The readings that follow `after`, at most `page_size`; see `TelemetryReads.series`."""
+    """The readings that follow `after`, at most `page_size`; see `TelemetryReads.series`.
+
+    Raises:
+        EntityNotFound, AttributeNotFound: the tenant does not have one of them.
+        EntityReplaced: see there.
+    """
     entities = await entity_ids(session, question.entities)
     for name in question.entities:
         if name not in entities:
@@ -70,7 +76,8 @@ async def read_page(
         step = max(1, min(step, page_size // (question.limit_per_series * len(attributes)) + 1))
     if after is not None:
         entity, attribute = question.entities[after.entity], question.attributes[after.attribute]
-        cursor = Cursor(entities[entity], attributes[attribute].attribute_id, after.time_us, after.taken)
+        check_position(entity, entities[entity], after)
+        cursor = Cursor(after.entity_id, attributes[attribute].attribute_id, after.time_us, after.taken)
         page.begin((entity, attribute), after.taken)
     for span in spans(
         sorted(names, reverse=question.descending),
@@ -92,9 +99,19 @@ async def read_page(
             list(question.entities).index(part.entity),
             list(question.attributes).index(part.attribute),
             int(part.times_us[-1]),
+            part.place[0],
             page.taken if question.limit_per_series else 0,
         )
     return SeriesPage(session.as_of_us, page.parts, last)
+
+
+def check_position(name: str, entity_id: int, after: Position) -> None:
+    """Raises EntityReplaced unless the device called `name` is the one of the position.
+
+    Ids tell nothing of which of two came first: each connection takes them in advance.
+    """
+    if entity_id != after.entity_id:
+        raise EntityReplaced(name)
 
 
 async def entity_ids(session: ReadSession, names: Sequence[str]) -> dict[str, int]:

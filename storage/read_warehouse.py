@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from storage.errors import StorageError
 from storage.model import ValueType
 from storage.read_model import MAX_TEXT_BYTES, EntityNotFound, Position, SeriesPage, SeriesPart, SeriesQuestion
-from storage.read_series import attributes_by_name, entity_ids
+from storage.read_series import attributes_by_name, check_position, entity_ids
 from storage.read_session import ReadSession
 from storage.warehouse.port import Completeness, Scope
 from storage.warehouse.reader import WarehouseReader
@@ -132,12 +132,19 @@ def read_warehouse_page(
     `names`: as a database knows them; None: as the warehouse does.
 
     Raises:
-        UnknownToWarehouse: the warehouse does not know a device or attribute of the question.
+        UnknownToWarehouse: the warehouse does not know a device or attribute of the question, or as another one.
+        EntityReplaced: with `names`; see there.
         StorageError: see `Warehouse.query`.
     """
     known_by = None
     if names is None:
         names, known_by = warehouse_names(reader, tenant, question.entities, question.attributes)
+    if after is not None:
+        name = question.entities[after.entity]
+        if known_by is not None and names.newest[name] != after.entity_id:
+            # One of the two is not loaded yet, or is gone already: a database knows which device bears the name.
+            raise UnknownToWarehouse(f"device {name!r} is another one here")
+        check_position(name, names.newest[name], after)
     types = tuple(t for t in ValueType if any(kind is t for _, kind in names.attributes.values()))
     limit = min(page_size, _TEXT_ROWS) if ValueType.TEXT in types else page_size
     text, parameters = _page_statement(names, types, question, after)
@@ -157,6 +164,7 @@ def read_warehouse_page(
             list(question.entities).index(parts[-1].entity),
             list(question.attributes).index(parts[-1].attribute),
             int(parts[-1].times_us[-1]),
+            parts[-1].place[0],
             taken,
         )
     completeness = answer.completeness if known_by is None else of_both(known_by, answer.completeness)
@@ -190,7 +198,7 @@ def _page_statement(
     following, within = "true", f"place <= {limit:d}" if limit else "true"
     if after is not None:
         following = text["series_after"].format(follows=follows)
-        entity = names.newest[question.entities[after.entity]]
+        entity = after.entity_id
         attribute = next(n for n, (name, _) in names.attributes.items() if name == question.attributes[after.attribute])
         parameters += [entity, entity, attribute, attribute, to_timestamp(after.time_us)]
         if limit:

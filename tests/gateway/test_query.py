@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from runtime.config import Address
 from runtime.metrics import MemoryMetrics
 from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.read_tenants import TenantDirectory
-from tests.storage.reads_database import Known, known_database, register_attribute
+from tests.storage.reads_database import Known, known_database, register_attribute, register_entity, store
 
 SERVICE = (("atlasco-tenant", "acme"), ("atlasco-service", "test"))
 DEVICE = (("atlasco-tenant", "acme"), ("atlasco-device", "device-1"))
@@ -290,6 +291,36 @@ async def test_a_token_is_for_its_own_question(known: Known, service: Service) -
     rival = (("atlasco-tenant", "rival"), ("atlasco-service", "test"))
     request.page_token = token
     assert (await service.refusal(request, rival))[1] == "PAGE_TOKEN_INVALID"
+
+
+def register_anew(known: Known, name: str) -> None:
+    """Delete a device of acme, to the end, and register another one by its name."""
+    with psycopg.connect(known.dsn(), autocommit=True) as owner:
+        tenant = known.tenants["acme"]
+        owner.execute("SELECT delete_entity(%s, %s, %s)", [tenant, name, uuid.uuid4()])
+        owner.execute("UPDATE entity_deletions SET step = 'done', ended_at = now()")
+        owner.execute("SELECT register_entity(%s, %s, '', '{}')", [tenant, name])
+
+
+@pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
+async def test_pages_do_not_go_on_behind_a_device_that_was_replaced(
+    known: Known, service: Service, descending: bool
+) -> None:
+    with psycopg.connect(known.dsn(), autocommit=True) as owner:
+        names = [f"{order}-{descending}" for order in ("first", "second", "third")]
+        for name in names:
+            register_entity(owner, known, "acme", name)
+            store(owner, known, "acme", name, ATTRIBUTE, {known.now_us - n: (float(n), 0) for n in range(1, 4)})
+    request = series_request(known, entities=names, page_size=4, descending=descending)
+    page = await service.ask(request)
+    request.page_token = page.next_page_token
+    ended_in = page.series[-1].entity
+    assert ended_in == names[1]
+    # Not the one in which the page ended: what follows is where it was.
+    register_anew(known, page.series[0].entity)
+    assert (await service.ask(request)).series[0].entity == ended_in
+    register_anew(known, ended_in)
+    assert await service.refusal(request) == ("ABORTED", "ENTITY_REPLACED", {"entity": ended_in})
 
 
 async def test_the_whole_range_of_int64_is_a_range(known: Known, service: Service) -> None:

@@ -15,7 +15,7 @@ from gateway.query import QueryLimits
 from gateway.query_admission import QueryAdmission
 from gateway.status import Reason, Refusal
 from tests.gateway.running_gateway import until
-from tests.gateway.test_query import Service, serve
+from tests.gateway.test_query import Service, register_anew, serve
 from tests.storage.reads_database import Known, known_database, register_entity
 
 READINGS = 150_000
@@ -25,25 +25,28 @@ SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_5
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Known]:
-    """With a device "long" of either tenant, of which an export is megabytes."""
+    """With a device "long" of either tenant, and another one, "longer", of which an export is megabytes."""
     with known_database(tmp_path_factory.mktemp("exports")) as made:
         with psycopg.connect(made.dsn(), autocommit=True) as connection:
             for tenant, number in made.tenants.items():
                 register_entity(connection, made, tenant, "long")
+                register_entity(connection, made, tenant, "longer")
                 connection.execute(
                     "INSERT INTO entity_attributes_bigint (tenant_id, entity_id, attribute_id, ts, value) "
                     "SELECT e.tenant_id, e.entity_id, a.attribute_id, now() - n * interval '1 ms', n * 1000003::bigint "
                     "FROM entities e JOIN attributes a USING (tenant_id), generate_series(1, %s) n "
-                    "WHERE e.tenant_id = %s AND e.external_id = 'long' AND a.name = 'attribute-1'",
+                    "WHERE e.tenant_id = %s AND e.external_id LIKE 'long%%' AND a.name = 'attribute-1'",
                     [READINGS, number],
                 )
         yield made
 
 
-def export(service: Service, known: Known, tenant: str = "acme", chunk_size: int = 50_000) -> Any:
+def export(
+    service: Service, known: Known, tenant: str = "acme", *, chunk_size: int = 50_000, device: str = "long"
+) -> Any:
     """With the default chunk the first page alone is more than the window takes."""
     request = query_pb2.ExportSeriesRequest(
-        entities=["long"], attributes=["attribute-1"], start_time_us=1, end_time_us=known.now_us * 2,
+        entities=[device], attributes=["attribute-1"], start_time_us=1, end_time_us=known.now_us * 2,
         chunk_size=chunk_size,
     )  # fmt: skip
     return service.stub.ExportSeries(request, metadata=metadata(tenant))
@@ -53,19 +56,21 @@ def metadata(tenant: str) -> tuple[tuple[str, str], ...]:
     return (("atlasco-tenant", tenant), ("atlasco-service", "test"))
 
 
-async def unread(service: Service, known: Known, tenant: str = "acme") -> Any:
+async def unread(service: Service, known: Known, tenant: str = "acme", device: str = "long") -> Any:
     """An export of which one message is read, and then no more."""
-    call = export(service, known, tenant)
+    call = export(service, known, tenant, device=device)
     assert (await anext(aiter(call))).HasField("provenance")
     return call
 
 
-async def ended(call: Any) -> tuple[str, dict[str, str], float]:
+async def ended(
+    call: Any, code: grpc.StatusCode = grpc.StatusCode.RESOURCE_EXHAUSTED
+) -> tuple[str, dict[str, str], float]:
     """How an export ends that is read on: reason, metadata, and the delay after which to retry, in seconds."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for message in call:
             assert not message.HasField("summary")
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.code() is code
     status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
     assert status is not None
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
@@ -138,6 +143,13 @@ async def test_a_client_that_reads_slowly_keeps_its_export(known: Known) -> None
             await asyncio.sleep(0.05)
         assert count == READINGS
         assert asyncio.get_running_loop().time() - began > 1.0
+
+
+async def test_an_export_whose_device_is_replaced_meanwhile_fails(known: Known) -> None:
+    async with serve(known, QueryLimits(), SMALL_WINDOW) as service:
+        call = await unread(service, known, device="longer")
+        register_anew(known, "longer")
+        assert await ended(call, grpc.StatusCode.ABORTED) == ("ENTITY_REPLACED", {"entity": "longer"}, 0.0)
 
 
 async def test_the_next_part_of_an_answer_waits_for_its_turn() -> None:

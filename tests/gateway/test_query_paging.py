@@ -16,6 +16,8 @@ positions = st.builds(
     entity=st.integers(0, 999),
     attribute=st.integers(0, 999),
     time_us=st.integers(-(2**63), 2**63 - 1),
+    entity_id=st.integers(1, 2**63 - 1),
+    taken=st.integers(0, 1_000_000),
 )
 names = st.lists(st.text(max_size=5).filter(lambda t: t.isprintable()), max_size=3)
 requests = st.builds(

@@ -18,7 +18,7 @@ from router.warehouse import WarehouseSource
 from storage.aggregate_buckets import Bucket, BucketUnit, bucket_edges
 from storage.aggregate_model import AggregateQuestion, Function, Selection
 from storage.database import Pool
-from storage.read_model import EntityNotFound, Position, SeriesPage, SeriesQuestion
+from storage.read_model import EntityNotFound, EntityReplaced, Position, SeriesPage, SeriesQuestion
 from storage.read_tenants import TenantDirectory
 from tests.router.platform import ATTRIBUTES, DAY_US, DEVICES, HOUR_US, TENANT, TYPES, Platform, some_rows
 
@@ -307,3 +307,33 @@ async def test_a_device_that_is_being_deleted_is_in_neither_part(
     series = SeriesQuestion(["doomed"], ["temperature"], at_us, at_us + 2)
     with pytest.raises(EntityNotFound):
         await routing.read(TENANT, SeriesRange(series, 10, None), Need(1), TIMEOUT_S)
+
+
+async def test_pages_of_a_split_do_not_go_on_behind_a_device_that_was_replaced(
+    platform: Platform, router: tuple[Router, WarehouseSource]
+) -> None:
+    routing, source = router
+    platform.ids["brief"] = platform.one("SELECT register_entity(%s, 'brief', '', '{}')", platform.tenant)
+    old_us = platform.now_us - 12 * DAY_US
+    platform.write([("brief", "temperature", old_us + i, float(i)) for i in range(4)])
+    platform.load()
+    platform.write([("brief", "temperature", platform.now_us - 3, 3.0)])
+    await source.measure()
+    question = SeriesQuestion(["brief"], ["temperature"], old_us, platform.now_us)
+    page = await routing.read(TENANT, SeriesRange(question, 2, None), Need(1), TIMEOUT_S)
+    assert page.answer.last is not None
+    assert platform.one("SELECT delete_entity(%s, 'brief', %s)", platform.tenant, uuid.uuid4()) == "created"
+    platform.owner.execute("UPDATE entity_deletions SET step = 'done', ended_at = now()")
+    platform.ids["brief"] = platform.one("SELECT register_entity(%s, 'brief', '', '{}')", platform.tenant)
+    following = SeriesRange(question, 2, page.answer.last)
+    for need in (CRITICAL, Need(1)):
+        with pytest.raises(EntityReplaced):
+            await routing.read(TENANT, following, need, TIMEOUT_S)
+    # The warehouse as it is goes on with the old one, as of before; when it knows both, a database is asked.
+    stale = await routing.read(TENANT, following, Need(900_000_000), TIMEOUT_S)
+    assert stale.answer.parts[0].entity == "brief"
+    platform.write([("brief", "temperature", platform.now_us - 3, 4.0)])
+    platform.load()
+    await source.measure()
+    with pytest.raises(EntityReplaced):
+        await routing.read(TENANT, following, Need(900_000_000), TIMEOUT_S)

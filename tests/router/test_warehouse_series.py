@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage.read_model import Position, SeriesQuestion
-from storage.read_warehouse import UnknownToWarehouse, read_warehouse_page
+from storage.model import ValueType
+from storage.read_model import EntityReplaced, Position, SeriesQuestion
+from storage.read_warehouse import UnknownToWarehouse, WarehouseNames, read_warehouse_page
 from storage.warehouse.port import LaneWatermark, Unit, Warehouse
 from tests.router.router_support import DRIVER_WARNINGS, reader_of
 from tests.warehouse_fixtures import HOUR_US, T0, change_set
@@ -90,10 +91,10 @@ def test_what_was_never_loaded_is_unknown(warehouse: Warehouse, tenant: str, ent
 def test_a_page_begins_within_a_series(warehouse: Warehouse) -> None:
     load(warehouse)
     question = SeriesQuestion(["device-2", "device-1"], ["attribute-2"], T0, T0 + 9 * HOUR_US)
-    page, _ = read_warehouse_page(reader_of(warehouse), "tenant-1", question, 2, Position(1, 0, T0 + 5 * HOUR_US))
+    page, _ = read_warehouse_page(reader_of(warehouse), "tenant-1", question, 2, Position(1, 0, T0 + 5 * HOUR_US, 1))
     found = [(part.entity, part.times_us.tolist()) for part in page.parts]
     assert found == [("device-1", [T0 + 6 * HOUR_US]), ("device-2", [T0])]
-    assert page.last == Position(0, 0, T0)
+    assert page.last == Position(0, 0, T0, 2)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2])
@@ -103,9 +104,20 @@ def test_what_another_source_took_of_a_series_counts_towards_its_limit(warehouse
         ["device-1", "device-2"], ["attribute-2"], T0, T0 + 9 * HOUR_US, descending=True, limit_per_series=2
     )
     # Its last reading is newer than all that is loaded.
-    after = Position(1, 0, T0 + 8 * HOUR_US, taken)
+    after = Position(1, 0, T0 + 8 * HOUR_US, 2, taken)
     page, _ = read_warehouse_page(reader_of(warehouse), "tenant-1", question, 10, after)
     found = [(part.entity, part.times_us.tolist()) for part in page.parts]
     newest = [T0 + 6 * HOUR_US, T0 + 5 * HOUR_US]
     left = [("device-2", newest[: 2 - taken])] if taken < 2 else []
     assert found == [*left, ("device-1", newest)]
+
+
+def test_a_position_of_another_device_by_that_name_is_for_a_database_to_judge(warehouse: Warehouse) -> None:
+    load(warehouse)
+    question = SeriesQuestion(["device-1"], ["attribute-2"], T0, T0 + 9 * HOUR_US)
+    after = Position(0, 0, T0, 99)
+    with pytest.raises(UnknownToWarehouse):
+        read_warehouse_page(reader_of(warehouse), "tenant-1", question, 10, after)
+    names = WarehouseNames(1, {1: "device-1"}, {2: ("attribute-2", ValueType.BIGINT)})
+    with pytest.raises(EntityReplaced):
+        read_warehouse_page(reader_of(warehouse), "tenant-1", question, 10, after, names=names)

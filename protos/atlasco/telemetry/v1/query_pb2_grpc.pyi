@@ -21,6 +21,8 @@ Errors carry google.rpc.ErrorInfo (domain "telemetry.atlasco"). A name in bracke
   INVALID_ARGUMENT    TOO_MANY_POINTS     buckets x groups are more than an answer holds [points, limit]
   NOT_FOUND           ENTITY_NOT_FOUND    [entity]
   NOT_FOUND           ATTRIBUTE_NOT_FOUND [attribute]
+  ABORTED             ENTITY_REPLACED     the device in which the last page ended was deleted and registered anew:
+                                          pages do not go on, start again from the beginning [entity]
   FAILED_PRECONDITION LATEST_NOT_KEPT     the attribute opted out of latest values [attribute]
   FAILED_PRECONDITION FRESHNESS_UNMET     no source is fresh enough and available [one key per source: why]
   FAILED_PRECONDITION READ_TOKEN_UNKNOWN  the token's write is not in the database: it came from another one, or was
