@@ -19,7 +19,17 @@ from storage.aggregate_model import (
 )
 from storage.aggregate_series import joined, part_functions
 from storage.aggregate_warehouse import Resolved, aggregate_in_warehouse, resolve
-from storage.read_model import AttributePage, EntityPage, LatestAnswer, Position, SeriesPage, SeriesPart, SeriesQuestion
+from storage.model import ValueType
+from storage.read_model import (
+    MAX_TEXT_BYTES,
+    AttributePage,
+    EntityPage,
+    LatestAnswer,
+    Position,
+    SeriesPage,
+    SeriesPart,
+    SeriesQuestion,
+)
 from storage.read_series import read_page
 from storage.read_session import ReadSession
 from storage.read_warehouse import WarehouseNames, names_in_database, read_warehouse_page
@@ -239,7 +249,7 @@ def join_pages(
     ends = [page.parts[-1] for page in (first, second) if page.last is not None]
     is_cut = bool(ends)
     parts: list[SeriesPart] = []
-    left = page_size
+    left, bytes_left = page_size, MAX_TEXT_BYTES
     taken = 0
     for place in sorted(runs, reverse=question.descending):
         run = _merged(runs[place])
@@ -254,10 +264,13 @@ def join_pages(
         for end in ends:
             # Nothing beyond the end of a page that was cut: what it left out comes before that.
             run = _up_to(run, end, descending=question.descending)
-        if len(run.times_us) > left:
-            run, is_cut = _head(run, left), True
+        # Each part keeps to the bounds of a page, but not both together. What passes the bytes is the last.
+        fitting = min(left, _within_text(run, bytes_left)) if bytes_left > 0 else 0
+        if len(run.times_us) > fitting:
+            run, is_cut = _head(run, fitting), True
         if len(run.times_us):
             left -= len(run.times_us)
+            bytes_left -= _text_bytes(run)
             taken = before + len(run.times_us)
             parts.append(run)
     # Both parts go on behind `after` and within what is left of the limit: the first reading of either is in the page.
@@ -273,6 +286,21 @@ def join_pages(
             taken if question.limit_per_series else 0,
         )
     return SeriesPage(newer.as_of_us, parts, last)
+
+
+def _within_text(run: SeriesPart, most: int) -> int:
+    """How many readings of a series there are up to the text that passes `most` bytes."""
+    if run.type is not ValueType.TEXT:
+        return len(run.times_us)
+    for count, text in enumerate(run.values, 1):
+        most -= len(text.encode())
+        if most <= 0:
+            return count
+    return len(run.times_us)
+
+
+def _text_bytes(run: SeriesPart) -> int:
+    return sum(len(text.encode()) for text in run.values) if run.type is ValueType.TEXT else 0
 
 
 def _up_to(run: SeriesPart, end: SeriesPart, *, descending: bool) -> SeriesPart:

@@ -12,13 +12,22 @@ from router.clock import PrimaryClock
 from router.database import DatabaseSource
 from router.execute import Routed, Router
 from router.plan import Need, SourceKind
-from router.questions import Aggregates, SeriesRange
+from router.questions import Aggregates, SeriesRange, join_pages
 from router.tiers import DegradedReason
 from router.warehouse import WarehouseSource
 from storage.aggregate_buckets import Bucket, BucketUnit, bucket_edges
 from storage.aggregate_model import AggregateQuestion, Function, Selection
 from storage.database import Pool
-from storage.read_model import EntityNotFound, EntityReplaced, Position, SeriesPage, SeriesQuestion
+from storage.model import ValueType
+from storage.read_model import (
+    MAX_TEXT_BYTES,
+    EntityNotFound,
+    EntityReplaced,
+    Position,
+    SeriesPage,
+    SeriesPart,
+    SeriesQuestion,
+)
 from storage.read_tenants import TenantDirectory
 from tests.router.platform import ATTRIBUTES, DAY_US, DEVICES, HOUR_US, TENANT, TYPES, Platform, some_rows
 
@@ -128,6 +137,30 @@ async def test_small_pages_of_random_questions_equal_the_readings(
             assert rows == platform.expected(question), (question, size)
             kinds |= {page.proof.kind for page in pages}
     assert SourceKind.SPLIT in kinds
+
+
+@pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
+def test_a_page_of_two_parts_keeps_to_the_text_of_one(descending: bool) -> None:
+    text = "x" * 4_096
+    question = SeriesQuestion([f"d{i}" for i in range(600)], ["state"], 1, 100, descending=descending)
+
+    def page(time_us: int) -> SeriesPage:
+        """The first part's 2 MiB, of many devices."""
+        numbers = list(range(512)) if not descending else list(range(599, 87, -1))
+        parts = [
+            SeriesPart(
+                f"d{i}", "state", ValueType.TEXT, np.array([time_us]), np.array([text], object),
+                np.zeros(1, np.int32), (i, 1),
+            )
+            for i in numbers
+        ]  # fmt: skip
+        return SeriesPage(0, parts, Position(numbers[-1], 0, time_us, numbers[-1]))
+
+    joined = join_pages(question, page(10), page(20), 50_000, None)
+    # Two texts of each device: half as many devices.
+    ends_in = 599 - 255 if descending else 255
+    assert joined.last == Position(ends_in, 0, 10 if descending else 20, ends_in)
+    assert sum(len(value) for part in joined.parts for value in part.values) == MAX_TEXT_BYTES
 
 
 async def test_the_older_part_really_comes_from_the_warehouse(
