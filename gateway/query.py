@@ -55,6 +55,7 @@ from router.questions import Aggregates, AttributeList, EntityList, FindDevices,
 from runtime.metrics import Metrics
 from storage.aggregate_buckets import TimeZoneUnknown, TooManyPoints
 from storage.aggregate_model import AggregateTypeMismatch, SelectionTooLarge
+from storage.aggregate_text import TooMuchText
 from storage.filter.syntax import FilterInvalid
 from storage.read_model import (
     AnswerTooLarge,
@@ -391,6 +392,8 @@ def _refusal_of_read(error: Exception) -> Exception:
         case TooManyPoints():
             metadata = {"points": str(error.points), "limit": str(error.limit)}
             return Refusal(Reason.TOO_MANY_POINTS, str(error), metadata=metadata)
+        case TooMuchText():
+            return Refusal(Reason.TOO_MUCH_TEXT, str(error), metadata={"limit": str(error.limit)})
         case SelectionTooLarge():
             return field_invalid("selection.filter", f"selects too much: {error}")
         case AnswerTooLarge():

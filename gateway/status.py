@@ -70,6 +70,7 @@ class Reason(enum.StrEnum):
     TIME_ZONE_UNKNOWN = "TIME_ZONE_UNKNOWN"
     AGGREGATE_TYPE = "AGGREGATE_TYPE"
     TOO_MANY_POINTS = "TOO_MANY_POINTS"
+    TOO_MUCH_TEXT = "TOO_MUCH_TEXT"
     FRESHNESS_UNMET = "FRESHNESS_UNMET"
     READ_TOKEN_UNKNOWN = "READ_TOKEN_UNKNOWN"  # noqa: S105 - no password
     RANGE_RETIRED = "RANGE_RETIRED"
@@ -132,6 +133,7 @@ CODES: Final[Mapping[Reason, grpc.StatusCode]] = MappingProxyType(
         Reason.TIME_ZONE_UNKNOWN: grpc.StatusCode.INVALID_ARGUMENT,
         Reason.AGGREGATE_TYPE: grpc.StatusCode.INVALID_ARGUMENT,
         Reason.TOO_MANY_POINTS: grpc.StatusCode.INVALID_ARGUMENT,
+        Reason.TOO_MUCH_TEXT: grpc.StatusCode.INVALID_ARGUMENT,
         Reason.FRESHNESS_UNMET: grpc.StatusCode.FAILED_PRECONDITION,
         Reason.READ_TOKEN_UNKNOWN: grpc.StatusCode.FAILED_PRECONDITION,
         Reason.RANGE_RETIRED: grpc.StatusCode.FAILED_PRECONDITION,

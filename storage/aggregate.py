@@ -27,6 +27,7 @@ from storage.aggregate_model import (
     selected_names,
 )
 from storage.aggregate_series import AggregateRow, by_result_type, check_types, series_of
+from storage.aggregate_text import within_text
 from storage.binary import Int4Array, Int8Array, TimestampArray
 from storage.errors import StorageError
 from storage.model import Attribute, ValueType
@@ -123,6 +124,7 @@ async def aggregate(
         SelectionTooLarge: the filter selects more than MAX_SELECTED devices.
         TimeZoneUnknown: there is no such time zone.
         TooManyPoints: more than MAX_POINTS buckets, or buckets times groups.
+        TooMuchText: see there.
     """
     attributes = list((await attributes_by_name(session, question.attributes)).values())
     check_types(question, attributes)
@@ -268,6 +270,8 @@ async def _compute(
                 "AS overall"
             ).format(fields["keys"])
     statement = sql.SQL(_SQL[text]).format(**fields)
+    if value_type is ValueType.TEXT:
+        statement = within_text(question, statement)
     parameters = {
         **plan.parameters,
         **bucket_parameters,

@@ -23,6 +23,7 @@ from storage.aggregate_model import (
     Function,
     result_type,
 )
+from storage.aggregate_text import check_text
 from storage.model import Attribute, ValueType
 from storage.read_model import Scalar
 
@@ -77,8 +78,15 @@ def by_result_type(
 def series_of(
     question: AggregateQuestion, attributes: Sequence[Attribute], rows: Iterable[AggregateRow]
 ) -> list[AggregateSeries]:
-    """Rows in any order as an answer's series."""
+    """Rows in any order as an answer's series.
+
+    Raises:
+        TooMuchText: see there.
+    """
     by_id = {attribute.attribute_id: attribute for attribute in attributes}
+    rows = list(rows)
+    if any(attribute.type is ValueType.TEXT for attribute in attributes):
+        check_text(value for row in rows for value in row.results)
     common = None if question.by_attribute else common_type(attributes)
 
     def group(row: AggregateRow) -> tuple[str, str, int]:
@@ -115,7 +123,7 @@ def joined(question: AggregateQuestion, older: AggregateAnswer, newer: Aggregate
     """The answer to `question` of its parts before and from `cut_us` on, each asked for `part_functions`.
 
     Raises:
-        TooManyPoints: each part has as many as an answer may, or fewer, but not both together.
+        TooManyPoints, TooMuchText: each part has as many as an answer may, or fewer, but not both together.
     """
     edge_us = _bucket_at(question, cut_us)
     groups: dict[tuple[str, str], tuple[dict[int, _Point], Sequence[AggregateColumn]]] = {}
@@ -134,6 +142,7 @@ def joined(question: AggregateQuestion, older: AggregateAnswer, newer: Aggregate
         AggregateSeries(entity, attribute, sorted(points), _columns(question, points, columns))
         for (entity, attribute), (points, columns) in sorted(groups.items())
     ]
+    check_text(v for series in found for c in series.columns if c.type is ValueType.TEXT for v in c.values)
     return AggregateAnswer(newer.as_of_us, older.complete_from_us, newer.source, found)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from storage import aggregate_text
 from storage.aggregate import devices_being_deleted, selected_devices
 from storage.aggregate_buckets import AHEAD_US, HOUR_US, MAX_POINTS, TooManyPoints, bucket_edges, runs
 from storage.aggregate_model import (
@@ -134,7 +135,7 @@ def aggregate_in_warehouse(
 
     Raises:
         UnknownToWarehouse: the warehouse does not know a device or attribute of the question; not with `resolved`.
-        AggregateTypeMismatch, TimeZoneUnknown, TooManyPoints: as `storage.aggregate.aggregate`.
+        AggregateTypeMismatch, TimeZoneUnknown, TooManyPoints, TooMuchText: as `storage.aggregate.aggregate`.
         StorageError: see `Warehouse.query`.
     """
     known_by = None
@@ -221,13 +222,15 @@ def _compute(
         )
     ]
     statement = _TEXTS["aggregate"].format(
-        results=", ".join(columns),
+        results=", ".join(f"{column} AS result_{place}" for place, column in enumerate(columns)),
         places="".join(_place(plan, function) for function in by_place),
         bucket=_bucket(plan),
         entity="entity_id" if question.by_entity else "CAST(0 AS BIGINT)",
         attribute="attribute_id" if question.by_attribute else "0",
         branches=branches,
     )
+    if value_type is ValueType.TEXT:
+        statement = _within_text(plan, statement)
     answer = reader.query(statement, [*parameters, MAX_POINTS + 1], scope=plan.scope)
     rows = [
         (question.start_us if not plan.edges else at_us, entity, attribute, _results(question, found))
@@ -238,16 +241,36 @@ def _compute(
 
 def _place(plan: _Plan, function: Function) -> str:
     """The column of each reading's place in its group's bucket, counted from the end that `function` asks for."""
-    question = plan.question
-    # Not by what is the same for all: Redshift takes no constant in PARTITION BY.
-    keys = [
-        *(["in_bucket"] if plan.edges else []),
-        *(["of_entity"] if question.by_entity else []),
-        *(["of_attribute"] if question.by_attribute else []),
-    ]
+    keys = _varying(plan)
     direction, place = ("ASC", "first_place") if function is Function.FIRST else ("DESC", "last_place")
     partition = f"PARTITION BY {', '.join(keys)}" if keys else ""
     return _TEXTS["aggregate_place"].format(partition=partition, direction=direction, place=place)
+
+
+def _varying(plan: _Plan) -> list[str]:
+    """The keys of an answer's rows that are not the same for all: Redshift takes no constant in a window."""
+    return [
+        *(["in_bucket"] if plan.edges else []),
+        *(["of_entity"] if plan.question.by_entity else []),
+        *(["of_attribute"] if plan.question.by_attribute else []),
+    ]
+
+
+def _within_text(plan: _Plan, statement: str) -> str:
+    """The statement that ends with the row whose texts pass what an answer may hold: characters, which every dialect
+    counts alike, and of which no text has more than bytes.
+    """
+    texts, keys = aggregate_text.text_results(plan.question), _varying(plan)
+    if not texts or not keys:
+        return statement
+    results = [f"result_{place}" for place in range(len(plan.question.functions))]
+    return _TEXTS["aggregate_within_text"].format(
+        columns=", ".join(["in_bucket", "of_entity", "of_attribute", *results]),
+        length=" + ".join(f"length(result_{place})" for place in texts),
+        keys=", ".join(keys),
+        answer=statement,
+        most=aggregate_text.MAX_AGGREGATE_TEXT_BYTES,
+    )
 
 
 def _results(question: AggregateQuestion, columns: Sequence[Any]) -> tuple[Any, ...]:

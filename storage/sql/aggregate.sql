@@ -71,3 +71,10 @@ SELECT {keys}, {results}
   FROM (SELECT p.*, p.total / p.readings AS mean{overall} FROM ({source}) p) r
  GROUP BY {keys_by_number}
  LIMIT %(limit)s
+
+-- name: within_text
+-- As many rows of an answer as texts are wanted of, and the one that passes that: the rest would only fill memory.
+SELECT {columns}
+  FROM (SELECT a.*, sum({bytes}) OVER (ROWS UNBOUNDED PRECEDING) - ({bytes}) AS bytes_before
+          FROM ({answer}) a ({columns})) b
+ WHERE bytes_before <= {most}

@@ -1,6 +1,6 @@
 """Aggregates in the warehouse equal a brute-force computation on random questions, on either adapter."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +11,14 @@ from router.questions import Aggregates
 from storage.aggregate_buckets import Bucket, BucketUnit, TooManyPoints
 from storage.aggregate_model import AggregateAnswer, AggregateQuestion, AggregateTypeMismatch, Function, Selection
 from storage.aggregate_series import joined, part_functions
+from storage.aggregate_text import TooMuchText, check_text
 from storage.aggregate_warehouse import Resolved, aggregate_in_warehouse
 from storage.filter.evaluate import Device
 from storage.model import Attribute, ValueType
 from storage.read_warehouse import UnknownToWarehouse, WarehouseNames
 from storage.warehouse.port import LaneWatermark, Unit, Warehouse
 from tests.router.router_support import DRIVER_WARNINGS, reader_of
-from tests.search.aggregates import ALL, DAY_US, check, random_question
+from tests.search.aggregates import ALL, DAY_US, check, random_question, text_bytes, texts_of
 from tests.search.fleet import HOUR_US, Fleet, random_value
 from tests.warehouse_fixtures import T0, change_set
 
@@ -192,3 +193,51 @@ def test_two_parts_are_the_whole(loaded: tuple[Warehouse, Fleet]) -> None:
         times = [set(s.bucket_times_us) for s in answer.series]
         cut_within += sum(map(len, times)) < sum(len(s.bucket_times_us) for part in parts for s in part.series)
     assert cut_within > 10
+
+
+def test_texts_are_bounded(loaded: tuple[Warehouse, Fleet], monkeypatch: pytest.MonkeyPatch) -> None:
+    warehouse, fleet = loaded
+    question = AggregateQuestion(
+        Selection(), ["attribute-5"], T0, NOW_US, [Function.FIRST, Function.COUNT, Function.LAST],
+        Bucket(BucketUnit.HOUR), by_entity=True,
+    )  # fmt: skip
+    whole, _ = aggregate_in_warehouse(reader_of(warehouse), "tenant-1", question)
+    check(fleet, question, list(fleet.entity_ids), whole)
+    size = text_bytes(whole)
+    monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", size)
+    again, _ = aggregate_in_warehouse(reader_of(warehouse), "tenant-1", question)
+    assert again.series == whole.series
+    held: list[Any] = []
+
+    def counted(values: Iterable[Any]) -> None:
+        held.extend(values)
+        check_text(held)
+
+    monkeypatch.setattr("storage.aggregate_series.check_text", counted)
+    for limit in (size - 1, 40):
+        held.clear()
+        monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", limit)
+        with pytest.raises(TooMuchText):
+            aggregate_in_warehouse(reader_of(warehouse), "tenant-1", question)
+    # Counted in characters there, and two texts more at most.
+    texts = [v for v in held if isinstance(v, str)]
+    assert 0 < sum(map(len, texts)) <= 40 + 2 * max(map(len, texts_of(whole)))
+
+
+def test_texts_of_two_parts_are_bounded_together(
+    loaded: tuple[Warehouse, Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse, _ = loaded
+    question = AggregateQuestion(
+        Selection(), ["attribute-5"], T0, NOW_US, [Function.LAST], Bucket(BucketUnit.HOUR), by_entity=True
+    )
+    cut_us = NOW_US - 2 * DAY_US
+    older, newer = (
+        aggregate_in_warehouse(reader_of(warehouse), "tenant-1", replace(question, start_us=start, end_us=end))[0]
+        for start, end in ((T0, cut_us), (cut_us, NOW_US))
+    )
+    size = text_bytes(joined(question, older, newer, cut_us))
+    monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", size - 1)
+    assert max(text_bytes(older), text_bytes(newer)) < size
+    with pytest.raises(TooMuchText):
+        joined(question, older, newer, cut_us)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from storage.aggregate_buckets import Bucket, BucketUnit, bucket_edges
-from storage.aggregate_model import NUMERIC, AggregateQuestion, Function, Selection
+from storage.aggregate_model import NUMERIC, AggregateAnswer, AggregateQuestion, Function, Selection
 from storage.model import ValueType
 from tests.search.fleet import HOUR_US, Fleet, readings_of
 
@@ -124,3 +124,13 @@ def random_question(random: np.random.Generator, fleet: Fleet, *, rolled: bool) 
         by_attribute=by_attribute,
     )
     return question, devices
+
+
+def texts_of(answer: AggregateAnswer) -> list[str]:
+    """All texts of an answer."""
+    return [v for series in answer.series for column in series.columns for v in column.values if isinstance(v, str)]
+
+
+def text_bytes(answer: AggregateAnswer) -> int:
+    """How many bytes they are."""
+    return sum(len(text.encode()) for text in texts_of(answer))

@@ -1,5 +1,6 @@
 """Aggregates equal a brute-force computation on random questions: from readings, and from rollups."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ from storage.aggregate_model import (
     Function,
     Selection,
 )
+from storage.aggregate_text import TooMuchText, check_text
 from storage.database import Pool
 from storage.model import ValueType
 from storage.read_model import AttributeNotFound, EntityNotFound
 from storage.rollup.config import RollupConfig
 from storage.rollup.declare import create_rollup, find_rollup
 from storage.rollup.service import Worker
-from tests.search.aggregates import DAY_US, check, random_question
+from tests.search.aggregates import DAY_US, check, random_question, text_bytes, texts_of
 from tests.search.conftest import OpenSession
 from tests.search.fleet import HOUR_US, Fleet, random_value, store_readings
 from tests.storage.conftest import Database
@@ -129,3 +131,31 @@ async def test_refusals(history: Fleet, reading: OpenSession) -> None:
                 session, ask(start_us=start, end_us=end, attributes=["history only"]), needed_as_of_us=None
             )
         assert bool(answer.series) is (end == 2**62)
+
+
+async def test_texts_are_bounded(history: Fleet, reading: OpenSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    question = AggregateQuestion(
+        Selection(), ["status"], history.now_us - 6 * DAY_US, history.now_us,
+        [Function.FIRST, Function.COUNT, Function.LAST], Bucket(BucketUnit.HOUR), by_entity=True,
+    )  # fmt: skip
+    async with reading() as session:
+        whole = await aggregate(session, question, needed_as_of_us=None)
+    check(history, question, DEVICES, whole)
+    size = text_bytes(whole)
+    monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", size)
+    async with reading() as session:
+        assert (await aggregate(session, question, needed_as_of_us=None)).series == whole.series
+    held: list[Any] = []
+
+    def counted(values: Iterable[Any]) -> None:
+        held.extend(values)
+        check_text(held)
+
+    monkeypatch.setattr("storage.aggregate_series.check_text", counted)
+    for limit, most in ((size - 1, size), (40, 40 + 2 * max(len(v) for v in texts_of(whole)))):
+        held.clear()
+        monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", limit)
+        async with reading() as session:
+            with pytest.raises(TooMuchText):
+                await aggregate(session, question, needed_as_of_us=None)
+        assert limit < sum(len(v.encode()) for v in held if isinstance(v, str)) <= most

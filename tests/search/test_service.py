@@ -196,6 +196,22 @@ async def test_bad_aggregates(query: Any, fleet: Fleet, changes: dict[str, Any],
     assert (await refusal(query.Aggregate(query_pb2.AggregateRequest(**given), metadata=SERVICE)))[1] == reason
 
 
+async def test_an_aggregate_of_too_much_text_says_so(query: Any, fleet: Fleet, owner: psycopg.Connection[Any]) -> None:
+    """More than a message may hold, if it were sent."""
+    texts = {fleet.now_us - second * 1_000_000: "x" * 4_096 for second in range(9_000)}
+    store_readings(owner, fleet, "device-0003", "odd name", texts)
+    request = query_pb2.AggregateRequest(
+        selection=query_pb2.Selection(entities=["device-0003"]),
+        attributes=["odd name"],
+        functions=[query_pb2.AGGREGATE_FUNCTION_FIRST, query_pb2.AGGREGATE_FUNCTION_LAST],
+        start_time_us=fleet.now_us - 3 * HOUR_US,
+        end_time_us=fleet.now_us + 1,
+        bucket=query_pb2.Bucket(unit=query_pb2.BUCKET_UNIT_SECOND),
+    )
+    refused = await refusal(query.Aggregate(request, metadata=SERVICE))
+    assert refused == ("INVALID_ARGUMENT", "TOO_MUCH_TEXT", {"limit": "8388608"})
+
+
 async def test_a_device_is_deleted_and_bad_orders_are_refused(query: Any, admin: Any, fleet: Fleet) -> None:
     order = admin_pb2.DeleteEntityRequest(entity="device-0002", request_id=uuid4().bytes)
     assert (await refusal(admin.DeleteEntity(order, metadata=DEVICE)))[1] == "SERVICE_REQUIRED"

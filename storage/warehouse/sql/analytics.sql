@@ -66,5 +66,11 @@ SELECT in_bucket, of_entity, of_attribute, {results}
  GROUP BY in_bucket, of_entity, of_attribute
  LIMIT %s
 
+-- name: aggregate_within_text
+-- As many rows of an answer as texts are wanted of, and the one that passes that: the rest would only fill memory.
+SELECT {columns}
+  FROM (SELECT a.*, sum({length}) OVER (ORDER BY {keys} ROWS UNBOUNDED PRECEDING) AS so_far FROM ({answer}) a) b
+ WHERE so_far - ({length}) <= {most}
+
 -- name: device_names
 SELECT entity_id, external_id FROM entities WHERE tenant_id = %s AND {entities}

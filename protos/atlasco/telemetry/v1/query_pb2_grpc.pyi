@@ -19,6 +19,7 @@ Errors carry google.rpc.ErrorInfo (domain "telemetry.atlasco"). A name in bracke
   INVALID_ARGUMENT    TIME_ZONE_UNKNOWN   [time_zone]
   INVALID_ARGUMENT    AGGREGATE_TYPE      the function does not exist for the attribute's type [attribute, function]
   INVALID_ARGUMENT    TOO_MANY_POINTS     buckets x groups are more than an answer holds [points, limit]
+  INVALID_ARGUMENT    TOO_MUCH_TEXT       the texts of an aggregate are more than an answer holds [limit: bytes]
   NOT_FOUND           ENTITY_NOT_FOUND    [entity]
   NOT_FOUND           ATTRIBUTE_NOT_FOUND [attribute]
   ABORTED             ENTITY_REPLACED     the device in which the last page ended was deleted and registered anew:
