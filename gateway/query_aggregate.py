@@ -43,6 +43,7 @@ _UNITS: Final = {
     query_pb2.BUCKET_UNIT_WEEK: BucketUnit.WEEK,
     query_pb2.BUCKET_UNIT_MONTH: BucketUnit.MONTH,
 }
+_GROUPS: Final = frozenset({query_pb2.AGGREGATE_GROUP_ENTITY, query_pb2.AGGREGATE_GROUP_ATTRIBUTE})
 
 
 def aggregate_question(identity: Identity, request: query_pb2.AggregateRequest) -> AggregateQuestion:
@@ -57,7 +58,8 @@ def aggregate_question(identity: Identity, request: query_pb2.AggregateRequest) 
     start_us, end_us = time_range(request.start_time_us, request.end_time_us)
     functions = _functions(request.functions)
     groups = list(request.group_by)
-    if len(set(groups)) < len(groups) or query_pb2.AGGREGATE_GROUP_UNSPECIFIED in groups:
+    # A group that a later version of the protocol knows must not be left out without a word.
+    if len(set(groups)) < len(groups) or not _GROUPS.issuperset(groups):
         raise field_invalid("group_by", "must name ENTITY and ATTRIBUTE at most once each")
     return AggregateQuestion(
         selection=_selection(identity, request.selection),
