@@ -118,7 +118,8 @@ Expression: TypeAlias = All | Any | Not | Condition
 _SPACE = re.compile(r"[ \t\r\n]*")
 _WORD = re.compile(r"[^\W\d_][\w\-./]*")
 _NUMBER = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?(?![\w.])", re.ASCII)
-_OPERATOR = re.compile(r"!=|<=|>=|=|<|>|:|starts[ \t\r\n]+with(?![\w\-./])", re.IGNORECASE)
+# Any case of ASCII: otherwise a long s would be taken for an s, and no operator is written with one.
+_OPERATOR = re.compile(r"!=|<=|>=|=|<|>|:|(?ai:starts[ \t\r\n]+with)(?![\w\-./])")
 _QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'", re.DOTALL)
 _KEYWORDS = frozenset({"and", "or", "not"})
 
