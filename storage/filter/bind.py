@@ -215,6 +215,9 @@ def _integer(condition: Condition, attribute: Attribute | None, literal: Number)
         exact = Decimal(literal.text)
     except InvalidOperation:
         raise _wrong_literal(condition, "a number with a smaller exponent") from None
+    if not exact:
+        # With an exponent that says nothing, and may be one of millions.
+        exact = Decimal(0)
     # Beyond the range every integer is on one side; Decimal would write 1e999999 out.
     if exact.adjusted() > 20:
         exact = Decimal(2**65 if exact > 0 else -(2**65))

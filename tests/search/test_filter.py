@@ -87,6 +87,14 @@ def test_what_a_filter_means(text: str, expected: bool) -> None:
     assert holds(text, temperature=80.5, count=3, on=False, status="active") is expected
 
 
+@pytest.mark.parametrize("zero", ["0e30", "-0e25", "0e999999999", "0e-99999", "-0.0"])
+def test_zero_is_zero_whatever_its_exponent(zero: str) -> None:
+    for count in (-1, 0, 1):
+        assert holds(f"count = {zero}", count=count) is (count == 0)
+        assert holds(f"count < {zero}", count=count) is (count < 0)
+        assert holds(f"count >= {zero}", count=count) is (count >= 0)
+
+
 @pytest.mark.parametrize(
     ("text", "position", "expected"),
     [
@@ -112,6 +120,10 @@ def test_what_a_filter_means(text: str, expected: bool) -> None:
         ("on = 1", 5, "true or false"),
         ("on > true", 3, "= or !="),
         ("temperature starts with 3", 12, "= or !="),
+        # In any case, but of these letters alone: this s is another one.
+        ('name \u017ftarts with "d"', 5, "an operator"),
+        ('name start\u017f with "d"', 5, "an operator"),
+        ('name starts withä "d"', 5, "an operator"),
         # Bytes, not characters.
         ("labels.größe ? 3", 15, "an operator"),
         ('status = "a\0b"', 9, "without NUL"),
@@ -163,7 +175,8 @@ def test_what_a_projection_needs_to_know() -> None:
 
 
 _PIECES = st.sampled_from(
-    ["count", "temperature", "on", "status", "type", "name", "labels.a", 'labels."b c"', "nothing", "attributes.type",
+    ["\u017ftarts with", "0e30",
+     "count", "temperature", "on", "status", "type", "name", "labels.a", 'labels."b c"', "nothing", "attributes.type",
      "and", "OR", "not", "-", "(", ")", "=", "!=", "<", ">=", ":", "*", "starts with", "3", "-1.5e3", "1e9999999999",
      "1e-99999999999999999999", "true", '"x*"', "'y'", '"', "\\", "\0", "é", " ", "\n", "--", ";", "%s", "{}"]
 )  # fmt: skip
