@@ -27,7 +27,7 @@ Errors carry google.rpc.ErrorInfo (domain "telemetry.atlasco"). A name in bracke
   FAILED_PRECONDITION LATEST_NOT_KEPT     the attribute opted out of latest values [attribute]
   FAILED_PRECONDITION FRESHNESS_UNMET     no source is fresh enough and available [one key per source: why]
   FAILED_PRECONDITION READ_TOKEN_UNKNOWN  the token's write is not in the database: it came from another one, or was
-                                          lost in a failover
+                                          lost in a failover, and no write since has got its number
   FAILED_PRECONDITION RANGE_RETIRED       the range ends before what any source still keeps [complete_from_us]
   PERMISSION_DENIED   DEVICE_MISMATCH
   DEADLINE_EXCEEDED   QUERY_DEADLINE
@@ -227,7 +227,8 @@ class Freshness(_message.Message):
     """At least 0; 0 is as CRITICAL."""
     read_token: _builtins.bytes
     """Ack.read_token or WriteBatchResponse.read_token: the answer includes that write and everything the same stream
-    had acked before, whatever the bound. Opaque; 0 or 8 bytes. Sources that cannot prove it are passed over.
+    had acked before, whatever the bound. Opaque; 0 or 8 bytes. Sources that cannot prove it are passed over. It
+    proves nothing about a write that was lost after its ack, in a failover to an asynchronous standby.
     """
     allow_degraded: _builtins.bool
     """Where no source is fresh enough, or none knows the token's write yet, answer with the freshest one there is and

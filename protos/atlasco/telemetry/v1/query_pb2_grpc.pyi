@@ -27,7 +27,7 @@ Errors carry google.rpc.ErrorInfo (domain "telemetry.atlasco"). A name in bracke
   FAILED_PRECONDITION LATEST_NOT_KEPT     the attribute opted out of latest values [attribute]
   FAILED_PRECONDITION FRESHNESS_UNMET     no source is fresh enough and available [one key per source: why]
   FAILED_PRECONDITION READ_TOKEN_UNKNOWN  the token's write is not in the database: it came from another one, or was
-                                          lost in a failover
+                                          lost in a failover, and no write since has got its number
   FAILED_PRECONDITION RANGE_RETIRED       the range ends before what any source still keeps [complete_from_us]
   PERMISSION_DENIED   DEVICE_MISMATCH
   DEADLINE_EXCEEDED   QUERY_DEADLINE
