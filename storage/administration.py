@@ -77,6 +77,8 @@ class TenantRow:
     # gone and stay refused, whatever the retention becomes).
     ranges: int
     retired_to: datetime | None
+    # Readings before this time may be gone, whatever the retention says since; None: there is no such time.
+    kept_from: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

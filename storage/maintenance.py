@@ -149,8 +149,7 @@ class _Run:
         # What writers need first: a run that is cut short has then done the urgent part.
         outbox_made = await self._prepare_outbox()
         ranges_made = await self._prepare_history()
-        # Marked in a statement of its own: from its commit on nothing makes the range again.
-        retired = tuple(str(row[0]) for row in await self._rows("retire_ranges"))
+        retired = await self._retire()
         dropped, delayed = await self._drop_retired()
         await self._clip_history()
         await self._clip_latest()
@@ -209,6 +208,15 @@ class _Run:
 
     # -- behind
 
+    async def _retire(self) -> tuple[str, ...]:
+        # Marked in a statement of its own: from its commit on nothing makes the range again, and its tenants' readings
+        # count as kept from its end on only.
+        try:
+            return tuple(str(row[0]) for row in await self._rows("retire_ranges"))
+        except _LOCKED:
+            self._problems.append("retire_ranges: a tenant's settings are being changed; the next run goes on")
+            return ()
+
     async def _drop_retired(self) -> tuple[int, tuple[str, ...]]:
         dropped = 0
         delayed: list[str] = []
@@ -244,12 +252,21 @@ class _Run:
         return False
 
     async def _clip_history(self) -> None:
-        for suffix, tenants in await self._rows("ranges_past_a_retention"):
+        for suffix, ts_to, tenants in await self._rows("ranges_past_a_retention"):
             for value_type in ValueType:
                 leaf = f"entity_attributes_{value_type}_{suffix}"
                 present = (await self._execute("tenants_in_leaf", [tenants], table=leaf))[0][0]
-                if present:
-                    await self._sweep("delete_tenants_from_leaf", leaf, "entity_attributes", tenants=present)
+                if present and (past := await self._give_up(ts_to, present)):
+                    await self._sweep("delete_tenants_from_leaf", leaf, "entity_attributes", tenants=past)
+
+    async def _give_up(self, ts_to: datetime, tenants: Sequence[int]) -> list[int]:
+        """Note that readings before a time are going; of which tenants they may."""
+        try:
+            rows = await self._execute("give_up_range", {"to": ts_to, "tenants": tenants})
+        except _LOCKED:
+            self._problems.append("give_up_range: a tenant's settings are being changed; the next run goes on")
+            return []
+        return [row[0] for row in rows]
 
     async def _clip_latest(self) -> None:
         for (leaf,) in await self._rows("leaves_of_latest_values"):
@@ -306,7 +323,7 @@ class _Run:
         return None if row is None else row[0]
 
     async def _execute(
-        self, statement: str, parameters: Sequence[object] | None = None, **tables: str
+        self, statement: str, parameters: Sequence[object] | Mapping[str, object] | None = None, **tables: str
     ) -> list[tuple[Any, ...]]:
         cursor = await self._connection.execute(self._compose(statement, tables), parameters)
         return await cursor.fetchall() if cursor.description else []

@@ -10,7 +10,8 @@ SELECT t.tenant_id, t.name, t.tenant_id >= 1 << 30 AS dedicated, t.retention, t.
        (SELECT count(*) FROM history_partitions h
          WHERE h.tenant_from = s.tenant_from AND h.retired_at IS NULL),
        (SELECT max(h.ts_to) FROM history_partitions h
-         WHERE h.tenant_from = s.tenant_from AND h.retired_at IS NOT NULL)
+         WHERE h.tenant_from = s.tenant_from AND h.retired_at IS NOT NULL),
+       nullif(t.kept_from, '-infinity')
   FROM tenants t CROSS JOIN LATERAL tenant_slot(t.tenant_id) s
  WHERE %(name)s::text IS NULL OR t.name = %(name)s
  ORDER BY t.name

@@ -24,7 +24,7 @@ SELECT r.name, (SELECT array_agg(a.name ORDER BY a.name) FROM attributes a
        CASE WHEN r.state = 'serving' THEN 1 WHEN r.complete_from IS NULL THEN 0
             ELSE least(1, greatest(0, extract(epoch FROM now() + t.window_future - r.complete_from)
                  / greatest(1, extract(epoch FROM now() + t.window_future
-                                                  - greatest(r.backfill_from, now() - t.retention))))) END::float8
+                                       - greatest(r.backfill_from, now() - t.retention, t.kept_from))))) END::float8
   FROM rollups r JOIN tenants t USING (tenant_id)
  CROSS JOIN (SELECT min(published_through) AS through FROM outbox_consumers WHERE consumer = 'rollup') w
  WHERE r.tenant_id = %(tenant)s AND (%(name)s::text IS NULL OR r.name = %(name)s)

@@ -72,14 +72,21 @@ DROP TABLE {leaf}
 
 -- name: ranges_past_a_retention
 -- Live ranges that lie wholly past the retention of some tenants of their slot, with those tenants.
-SELECT h.suffix, array_agg(t.tenant_id ORDER BY t.tenant_id)
+SELECT h.suffix, h.ts_to, array_agg(t.tenant_id ORDER BY t.tenant_id)
   FROM tenants t
  CROSS JOIN LATERAL tenant_slot(t.tenant_id) s
   JOIN history_partitions h ON h.tenant_from = s.tenant_from
  WHERE h.retired_at IS NULL
    AND h.ts_to < now() - t.retention - interval '1 hour'
- GROUP BY h.suffix, h.ts_from
+ GROUP BY h.suffix, h.ts_from, h.ts_to
  ORDER BY h.ts_from, h.suffix
+
+-- name: give_up_range
+-- Before the first row goes: from when on tenants' readings are whole. Asked again who they are, for a retention may
+-- have been raised since the ranges were listed.
+UPDATE tenants SET kept_from = greatest(kept_from, %(to)s)
+ WHERE tenant_id = ANY (%(tenants)s::integer[]) AND %(to)s < now() - retention - interval '1 hour'
+RETURNING tenant_id
 
 -- name: tenants_in_leaf
 -- An index probe per tenant: a leaf that was cleared before costs no scan.
@@ -102,10 +109,11 @@ SELECT relid::text FROM pg_partition_tree('latest_values') WHERE isleaf ORDER BY
 
 -- name: delete_latest_past_retention
 -- See delete_tenants_from_leaf. Gateways update these rows in the order of their key, this statement meets them in
--- the order of the pages: it must not wait.
+-- the order of the pages: it must not wait. The hour: a retention that is just being raised, and that this statement
+-- does not see yet, has noted the time before as the one from which on everything is kept.
 DELETE FROM {table} WHERE ctid = ANY (ARRAY(
     SELECT d.ctid FROM {table} d JOIN tenants t ON t.tenant_id = d.tenant_id
-     WHERE d.ctid >= %(from)s::tid AND d.ctid < %(to)s::tid AND d.ts < now() - t.retention
+     WHERE d.ctid >= %(from)s::tid AND d.ctid < %(to)s::tid AND d.ts < now() - t.retention - interval '1 hour'
        FOR UPDATE OF d SKIP LOCKED))
 
 -- name: expire_device_sessions

@@ -12,7 +12,8 @@
 SELECT now(),
        -- CASE, because the view of tenants shows nothing until the tenant is named, and CASE keeps that order.
        CASE WHEN set_config('atlasco.tenant_id', %(tenant)s::text, true) <> '' THEN
-            (SELECT now() - t.retention FROM tenants t WHERE t.tenant_id = %(tenant)s::text::integer)
+            (SELECT greatest(now() - t.retention, t.kept_from) FROM tenants t
+              WHERE t.tenant_id = %(tenant)s::text::integer)
        END,
        pg_snapshot_xmin(pg_current_snapshot())::text,
        pg_snapshot_xmax(pg_current_snapshot())::text,
@@ -27,7 +28,8 @@ SELECT now(),
 SELECT (SELECT beat_at FROM public.heartbeat WHERE database_id = %(database)s),
        -- CASE, because the view of tenants shows nothing until the tenant is named, and CASE keeps that order.
        CASE WHEN set_config('atlasco.tenant_id', %(tenant)s::text, true) <> '' THEN
-            (SELECT now() - t.retention FROM tenants t WHERE t.tenant_id = %(tenant)s::text::integer)
+            (SELECT greatest(now() - t.retention, t.kept_from) FROM tenants t
+              WHERE t.tenant_id = %(tenant)s::text::integer)
        END,
        pg_snapshot_xmin(pg_current_snapshot())::text,
        pg_snapshot_xmax(pg_current_snapshot())::text,
@@ -40,11 +42,12 @@ SELECT (SELECT beat_at FROM public.heartbeat WHERE database_id = %(database)s),
 SELECT public.warehouse_seam(%(tenant)s)
 
 -- name: begin_series
--- The oldest time shown: readings before it are past the tenant's retention, whether or not their partition is gone.
+-- The oldest time shown: readings before it are past the tenant's retention, or were when that was shorter, whether or
+-- not their partition is gone.
 -- And, for the statements that follow: plans for the very range (a generic one holds every partition of the tenant),
 -- which read in key order and stop at the page's end. A plan that collects the range first and sorts it looks as
 -- cheap to a planner that misjudges the range, and costs the whole range for every page.
-SELECT now() - retention,
+SELECT greatest(now() - retention, kept_from),
        set_config('plan_cache_mode', 'force_custom_plan', true),
        set_config('enable_sort', 'off', true),
        set_config('enable_hashagg', 'off', true),
@@ -76,7 +79,7 @@ SELECT e.external_id, v.name, v.ts, v.double_value, v.bigint_value, v.boolean_va
          FROM latest_values l
          JOIN attributes a ON a.tenant_id = %(tenant)s AND a.attribute_id = l.attribute_id
         WHERE l.tenant_id = %(tenant)s AND l.entity_id = e.entity_id AND {condition}
-          AND l.ts >= (SELECT now() - t.retention FROM tenants t WHERE t.tenant_id = %(tenant)s)
+          AND l.ts >= (SELECT greatest(now() - t.retention, t.kept_from) FROM tenants t WHERE t.tenant_id = %(tenant)s)
        OFFSET 0) v ON true
  WHERE e.tenant_id = %(tenant)s AND e.external_id = ANY ((SELECT %(names)s::text[])::text[])
  LIMIT %(limit)s
@@ -96,7 +99,7 @@ SELECT l.entity_id, a.name, l.ts, l.double_value, l.bigint_value, l.boolean_valu
  WHERE l.tenant_id = %(tenant)s
    AND l.entity_id = ANY (%(entities)s)
    AND l.attribute_id = ANY (%(attributes)s)
-   AND l.ts >= (SELECT now() - t.retention FROM tenants t WHERE t.tenant_id = %(tenant)s)
+   AND l.ts >= (SELECT greatest(now() - t.retention, t.kept_from) FROM tenants t WHERE t.tenant_id = %(tenant)s)
  LIMIT %(limit)s
 
 -- name: series_branch

@@ -78,13 +78,9 @@ SELECT p.projection_id, p.tenant_id, p.entity_type, array_agg(a.attribute_id ORD
  GROUP BY p.projection_id
 
 -- name: floors
--- Where each tenant's readings begin to be gone: in a retired range, or past the retention. A bucket that begins before
--- is never computed again: from what is left it would come out wrong.
-SELECT t.tenant_id,
-       greatest(now() - t.retention, (SELECT max(h.ts_to) FROM history_partitions h
-                                       WHERE h.tenant_from = s.tenant_from AND h.retired_at IS NOT NULL))
-  FROM tenants t CROSS JOIN LATERAL tenant_slot(t.tenant_id) s
- WHERE t.tenant_id = ANY (%(tenants)s)
+-- Where each tenant's readings begin to be gone: past its retention, or past one that it had. A bucket that begins
+-- before is never computed again: from what is left it would come out wrong.
+SELECT t.tenant_id, greatest(now() - t.retention, t.kept_from) FROM tenants t WHERE t.tenant_id = ANY (%(tenants)s)
 
 -- name: ensure_rollups
 SELECT ensure_rollups(%(from)s, %(to)s)

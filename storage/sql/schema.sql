@@ -74,6 +74,9 @@ CREATE TABLE tenants (
     register_entities   boolean     NOT NULL DEFAULT true,
     register_attributes boolean     NOT NULL DEFAULT true,
     created_at          timestamptz NOT NULL DEFAULT now(),
+    -- Readings before this time may be gone, whatever the retention says now: it was raised, and a longer one brings
+    -- nothing back. What is held here begins at greatest(now() - retention, kept_from).
+    kept_from           timestamptz NOT NULL DEFAULT '-infinity',
     CONSTRAINT retention_covers_window CHECK (retention >= window_past)
 );
 
@@ -560,6 +563,35 @@ BEGIN
     END LOOP;
     RETURN v_made;
 END $$;
+
+-- A retention changes: what the one before gave up does not come back with a longer one, and much of what is made of
+-- readings (latest values, rollups) ended there too. A tenant that has no device, or whose customer partition begins
+-- later, has given up nothing: its history may still be brought in.
+CREATE FUNCTION give_up_by_retention() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_given_up timestamptz := clock_timestamp() - OLD.retention;
+BEGIN
+    IF EXISTS (SELECT FROM entities WHERE tenant_id = OLD.tenant_id)
+       AND EXISTS (SELECT FROM tenant_slot(OLD.tenant_id) s JOIN history_partitions h USING (tenant_from)
+                    WHERE h.ts_from < v_given_up) THEN
+        NEW.kept_from := greatest(NEW.kept_from, v_given_up);
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER retention_changes BEFORE UPDATE OF retention ON tenants FOR EACH ROW
+    WHEN (NEW.retention IS DISTINCT FROM OLD.retention) EXECUTE FUNCTION give_up_by_retention();
+
+-- A range is retired: all its tenants' readings in it are given up, whatever their retention becomes.
+CREATE FUNCTION give_up_range() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    UPDATE tenants SET kept_from = NEW.ts_to
+     WHERE tenant_id >= NEW.tenant_from AND tenant_id < NEW.tenant_to AND kept_from < NEW.ts_to;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER range_is_retired AFTER UPDATE OF retired_at ON history_partitions FOR EACH ROW
+    WHEN (OLD.retired_at IS NULL AND NEW.retired_at IS NOT NULL) EXECUTE FUNCTION give_up_range();
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- What the query role sees: views of the same names that show one tenant, the one the transaction names with
@@ -1417,6 +1449,6 @@ GRANT EXECUTE ON FUNCTION deletion_remains(text) TO atlasco_loader;
 
 -- schema_migrations says which migrations this file already holds.
 INSERT INTO schema_migrations (version, name) VALUES (1, 'initial'), (2, 'fanout'), (3, 'warehouse'), (4, 'query'),
-    (5, 'projection_indexes'), (6, 'deletions');
+    (5, 'projection_indexes'), (6, 'deletions'), (7, 'kept_from');
 
 COMMIT;

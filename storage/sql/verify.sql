@@ -9,13 +9,8 @@ SELECT tenant_id, name FROM tenants WHERE %(name)s::text IS NULL OR name = %(nam
 SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
 
 -- name: floor
--- From here on a tenant's history is whole: within its retention, and after the last range that was retired where it
--- lives. What is older may be here, or gone, or half gone.
-SELECT (extract(epoch FROM greatest(
-           now() - t.retention,
-           (SELECT max(h.ts_to) FROM history_partitions h
-             WHERE h.retired_at IS NOT NULL AND t.tenant_id >= h.tenant_from AND t.tenant_id < h.tenant_to)
-       )) * 1000000)::bigint
+-- From here on a tenant's history is whole. What is older may be here, or gone, or half gone.
+SELECT (extract(epoch FROM greatest(now() - t.retention, t.kept_from)) * 1000000)::bigint
   FROM tenants t WHERE t.tenant_id = %(tenant)s
 
 -- name: readings

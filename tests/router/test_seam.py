@@ -184,6 +184,8 @@ async def test_the_older_part_really_comes_from_the_warehouse(
         assert older.end_us == newer.start_us
     finally:
         platform.owner.execute("UPDATE tenants SET window_past = '60 days', retention = '60 days'")
+        # Nothing was dropped meanwhile.
+        platform.owner.execute("UPDATE tenants SET kept_from = '-infinity'")
 
 
 async def test_without_the_warehouse_a_cut_range_is_marked(platform: Platform, pool: Pool) -> None:

@@ -108,6 +108,7 @@ async def test_what_is_past_retention_is_no_value(
             assert all(r.time_us > session.as_of_us - 60_000_000 for d in page.devices for r in d.values)
     finally:
         owner.execute("UPDATE tenants SET retention = '40 days', window_past = '35 days' WHERE name = %s", [TENANT])
+        owner.execute("UPDATE tenants SET kept_from = '-infinity'")
 
 
 async def test_refusals(fleet: Fleet, reading: OpenSession) -> None:

@@ -227,6 +227,27 @@ async def test_a_projection_made_before_gets_the_indexes_of_one_made_now(empty_d
     assert len([name for name, definition, _ in now if definition]) == 2 + len(kinds)
 
 
+async def test_retired_ranges_say_from_when_on_readings_are_kept(empty_database: Database) -> None:
+    """Of a database whose retention was raised before anybody noted what the shorter one had given up."""
+    await migrate(empty_database(), known=[m for m in known_migrations() if m.version < 7])
+    with psycopg.connect(empty_database(), autocommit=True) as connection:
+        connection.execute("UPDATE settings SET shared_slots = 1")
+        connection.execute("SELECT register_tenant('acme'), register_tenant('globex'), register_tenant('other', true)")
+        connection.execute(
+            "SELECT ensure_history(tenant_id, now() - interval '3 days', now()) FROM tenants WHERE name <> 'globex'"
+        )
+        connection.execute(
+            "UPDATE history_partitions SET retired_at = now() "
+            "WHERE tenant_from = 0 AND ts_to < now() - interval '1 day'"
+        )
+        await migrate(empty_database())
+        rows = connection.execute(
+            "SELECT name, kept_from = (SELECT max(ts_to) FROM history_partitions WHERE retired_at IS NOT NULL), "
+            "kept_from = '-infinity' FROM tenants ORDER BY 1"
+        ).fetchall()
+    assert rows == [("acme", True, False), ("globex", True, False), ("other", False, True)]
+
+
 async def test_of_many_migrators_one_works(empty_database: Database) -> None:
     results = await asyncio.gather(*(migrate(empty_database()) for _ in range(6)))
     assert sorted(map(len, results)) == [0] * 5 + [len(known_migrations())]

@@ -20,14 +20,10 @@ SELECT pg_current_snapshot()::text
 SELECT lanes FROM settings
 
 -- name: floors
--- From here on the history is whole: within the tenant's retention, and after the last range that was retired where
--- the tenant lives. (A retention that was raised reaches back further than what is still there.)
+-- From here on the history is whole. What the warehouse has of before may be the only copy: a retention that was raised
+-- reaches back further than what is still here.
 SELECT t.tenant_id,
-       (extract(epoch FROM greatest(
-           now() - t.retention,
-           (SELECT max(h.ts_to) FROM history_partitions h
-             WHERE h.retired_at IS NOT NULL AND t.tenant_id >= h.tenant_from AND t.tenant_id < h.tenant_to)
-       )) * 1000000)::bigint
+       (extract(epoch FROM greatest(now() - t.retention, t.kept_from)) * 1000000)::bigint
   FROM tenants t ORDER BY t.tenant_id
 
 -- name: ranges
