@@ -1,11 +1,12 @@
 """Deleting a device and everything of it.
 
-The order is one short transaction: the device loses its name and its stream, and a row in entity_deletions says what is
-to be done. The worker of rollups then carries it out, in bounded steps, each a transaction together with how far it
-got; it goes on after any end:
+The order is one short transaction: the device loses its name and its stream, a row in entity_deletions says what is to
+be done, and a record in the outbox that the device is gone: who follows the changes and has come past the order shows
+it no more, however long its readings take to go. The worker of rollups then carries it out, in bounded steps, each a
+transaction together with how far it got; it goes on after any end:
 
     database          readings, each step with its record in the outbox, by which Kafka and the warehouse forget them;
-                      at the end, and for a device without readings too, a record that the device itself is gone
+                      at the end once more a record that the device is gone
     settle            a unary write that was under way when the order came knows the device still: wait, and look again
     materializations  rollups and projections
     warehouse         until the loader has passed the deletions
@@ -68,7 +69,8 @@ class Operation:
 async def order_deletion(pool: Pool, tenant_id: int, entity: str, operation_id: UUID) -> Operation:
     """Order the deletion of a device; the same order again changes nothing.
 
-    From its return on, nobody finds the device by name; until the operation ends, nobody can register under it.
+    From its return on, nobody finds the device by name, and no answer that is complete up to then shows it; until the
+    operation ends, nobody can register under the name.
 
     Raises:
         EntityNotFound: there is no such device.
@@ -79,7 +81,12 @@ async def order_deletion(pool: Pool, tenant_id: int, entity: str, operation_id: 
         async with pool.connection() as connection:
             parameters = {"tenant": tenant_id, "name": entity, "operation": operation_id}
             row = await (await connection.execute(_SQL["order_deletion"], parameters)).fetchone()
-    outcome = row[0] if row else "unknown"
+            outcome = row[0] if row else "unknown"
+            if outcome == "created":
+                # In the same transaction, or an answer could be complete past the order and not know of it.
+                ordered = await (await connection.execute(_SQL["ordered_deletion"], parameters)).fetchone()
+                assert ordered is not None
+                await _append_outbox(connection, _Work(*ordered), {}, 0)
     if outcome == "unknown":
         raise EntityNotFound(entity)
     if outcome == "conflict":
@@ -155,7 +162,7 @@ async def delete_some(connection: Connection, settle_s: float) -> int | None:
             if readings:
                 following = "database"
             else:
-                # Also after settling: a deletion under way when this program came has not said it yet.
+                # Again, and after settling too: a deletion that a program before this one ordered has not said it yet.
                 await _append_outbox(connection, work, {}, 0)
                 await connection.execute(_SQL["delete_rest"], work.key)
         case "materializations":

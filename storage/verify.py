@@ -24,6 +24,7 @@ import psycopg
 from storage.errors import StorageError, translated
 from storage.model import ValueType
 from storage.statements import statements
+from storage.warehouse.columns import resolved_relation
 from storage.warehouse.port import Scope, Warehouse
 
 HOUR_US = 3_600_000_000
@@ -254,7 +255,8 @@ class WarehouseStore:
         scope = Scope(tenant_id, from_us, to_us)
         for value_type in ValueType:
             answer = self._warehouse.query(
-                f"SELECT entity_id, attribute_id, ts, value, revision FROM entity_attributes_{value_type} "
+                # Also of devices that are being deleted: both stores still have readings of them.
+                f"SELECT entity_id, attribute_id, ts, value, revision FROM {resolved_relation(value_type)} "
                 "WHERE tenant_id = %s AND ts >= %s AND ts < %s",
                 [tenant_id, _naive(from_us), _naive(to_us)],
                 scope=scope,
@@ -276,15 +278,16 @@ class WarehouseStore:
         """See `Store.remains`. Names are compared with PostgreSQL's anyway."""
         for start in range(0, len(entity_ids), _IDS_PER_QUESTION):
             some = entity_ids[start : start + _IDS_PER_QUESTION]
-            answer = self._warehouse.query(
-                "SELECT entity_id, type, count(*) FROM entity_attributes "
-                f"WHERE tenant_id = %s AND entity_id IN ({', '.join(['%s'] * len(some))}) "
-                "GROUP BY entity_id, type ORDER BY entity_id, type",
-                [tenant_id, *some],
-                scope=Scope(tenant_id),
-            )
-            for entity_id, value_type, count in answer.rows:
-                yield entity_id, f"{count} readings ({value_type})"
+            found = []
+            for value_type in ValueType:
+                answer = self._warehouse.query(
+                    f"SELECT entity_id, count(*) FROM {resolved_relation(value_type)} "
+                    f"WHERE tenant_id = %s AND entity_id IN ({', '.join(['%s'] * len(some))}) GROUP BY entity_id",
+                    [tenant_id, *some],
+                    scope=Scope(tenant_id),
+                )
+                found += [(entity_id, f"{count} readings ({value_type})") for entity_id, count in answer.rows]
+            yield from sorted(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,18 +128,21 @@ def change_set(readings: Iterable[Reading], **options: Any) -> ChangeSet:
     return decoded.changes
 
 
-def held(warehouse: Warehouse) -> dict[Key, Any]:
+def held(warehouse: Warehouse, relation: str = "entity_attributes") -> dict[Key, Any]:
     """Every reading in the warehouse; each once, or the test fails."""
     found: dict[Key, Any] = {}
     for value_type in ValueType:
-        answer = warehouse.query(
-            f"SELECT tenant_id, entity_id, attribute_id, ts, value FROM entity_attributes_{value_type}"
-        )
+        answer = warehouse.query(f"SELECT tenant_id, entity_id, attribute_id, ts, value FROM {relation}_{value_type}")
         for tenant, entity, attribute, ts, value in answer.rows:
             key = (tenant, entity, attribute, _us(ts))
             assert key not in found, f"{key} is there twice"
             found[key] = value
     return found
+
+
+def resolved(warehouse: Warehouse) -> dict[Key, Any]:
+    """The same, also of devices that are gone."""
+    return held(warehouse, "resolved")
 
 
 def _us(ts: Any) -> int:

@@ -1,5 +1,12 @@
 -- Statements of storage/deletion.py: the work of a deletion, one bounded step at a time.
 
+-- name: ordered_deletion
+-- As due_deletion: the one that this transaction has ordered.
+SELECT d.operation_id, d.tenant_id, t.name, d.entity_id, d.external_id, d.step, (SELECT buckets FROM settings),
+       (SELECT lanes FROM settings)
+  FROM entity_deletions d JOIN tenants t USING (tenant_id)
+ WHERE d.operation_id = %(operation)s
+
 -- name: due_deletion
 -- The oldest deletion that has something to do now.
 SELECT d.operation_id, d.tenant_id, t.name, d.entity_id, d.external_id, d.step, (SELECT buckets FROM settings),

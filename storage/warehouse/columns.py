@@ -42,6 +42,11 @@ def delta_kind(value_type: ValueType) -> str:
     return f"delta_{value_type}"
 
 
+def resolved_relation(value_type: ValueType) -> str:
+    """The relation of all of a type's readings that are there, also of devices that are gone: for the audit."""
+    return f"resolved_{value_type}"
+
+
 def _readings(value_type: ValueType) -> list[pa.Field]:
     return [
         pa.field("tenant_id", pa.int32()),

@@ -220,7 +220,7 @@ class LocalWarehouse:
                 self._duckdb() as query,
                 (cancellation or Cancellation()).stoppable(lambda _, act: act(query.interrupt)),
             ):
-                for name, select in relations(self._paths(files)).items():
+                for name, select in relations(self._paths(files), statement).items():
                     query.execute(f"CREATE VIEW {name} AS {select}")
                 # extract, not execute alone: a second statement would end the first one's safety.
                 if len(query.extract_statements(text := to_qmark(statement))) != 1:

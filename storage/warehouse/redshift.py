@@ -116,7 +116,7 @@ class RedshiftWarehouse:
             for name in single.split():
                 execute(cursor, SQL[f"create_{name}"])
             for value_type in ValueType:
-                for name in ("base", "delta", "resolved"):
+                for name in ("base", "delta", "resolved", "readings"):
                     execute(cursor, SQL[f"create_{name}"].format(type=value_type, sql=VALUE_SQL[value_type]))
             execute(cursor, SQL["create_entity_attributes"])
             execute(cursor, SQL["lock"])

@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from storage.model import ValueType
-from storage.warehouse.columns import GONE, KEY, NAME_KEYS, SCHEMAS, base_kind, delta_kind
+from storage.warehouse.columns import GONE, KEY, NAME_KEYS, SCHEMAS, base_kind, delta_kind, resolved_relation
 
 _DUCKDB_TYPES: Final[Mapping[pa.DataType, str]] = {
     pa.int32(): "INTEGER",
@@ -63,22 +63,26 @@ def resolved(value_type: ValueType, base: Sequence[str], delta: Sequence[str], *
         ) WHERE place = 1 {"" if deletions else "AND NOT deleted"}"""
 
 
-def without_gone(names: str, gone: Sequence[str]) -> str:
-    """A SELECT of the devices' names in another one, save those of devices that are gone by the files `gone`."""
-    return f"SELECT * FROM ({names}) ANTI JOIN ({source(GONE, gone)}) USING (tenant_id, entity_id)" if gone else names
+def without_gone(rows: str, gone: Sequence[str]) -> str:
+    """A SELECT of what is of devices in another one, save of those that are gone by the files `gone`."""
+    return f"SELECT * FROM ({rows}) ANTI JOIN ({source(GONE, gone)}) USING (tenant_id, entity_id)" if gone else rows
 
 
-def relations(paths: Paths) -> dict[str, str]:
-    """The SELECT of each relation that a query can use, by name."""
-    found = {
-        f"entity_attributes_{vt}": resolved(vt, paths.get(base_kind(vt), ()), paths.get(delta_kind(vt), ()))
-        for vt in ValueType
-    }
+def relations(paths: Paths, statement: str) -> dict[str, str]:
+    """The SELECT of each relation that a statement can use, by name; of those for the audit, which it does use."""
+    gone = paths.get(GONE, ())
+    found = {}
+    for vt in ValueType:
+        rows = resolved(vt, paths.get(base_kind(vt), ()), paths.get(delta_kind(vt), ()))
+        if resolved_relation(vt) in statement:
+            found[resolved_relation(vt)] = rows
+        # A device is gone before its readings are: those are deleted one by one, and may be many.
+        found[f"entity_attributes_{vt}"] = without_gone(rows, gone)
     for kind, key in NAME_KEYS.items():
         values = ", ".join(f"any_value({name}) AS {name}" for name in SCHEMAS[kind].names if name not in key)
         rows = source(kind, paths.get(kind, ()))
         if kind == "entities":
-            rows = without_gone(rows, paths.get(GONE, ()))
+            rows = without_gone(rows, gone)
         found[kind] = f"SELECT {', '.join(key)}, {values} FROM ({rows}) GROUP BY {', '.join(key)}"
     found["entity_attributes"] = " UNION ALL ".join(
         f"SELECT {_KEYS}, '{vt}' AS type, "

@@ -148,11 +148,31 @@ async def test_of_a_device_without_readings_followers_are_told_too(
     owner: psycopg.Connection[Any], fleet: Fleet, worker: Worker, admin_pool: Pool
 ) -> None:
     await order_deletion(admin_pool, fleet.tenant_id, DEVICE, uuid4())
-    assert farewells(owner) == []
-    await worker.delete()
     assert farewells(owner) == [(fleet.entity_ids[DEVICE], True)]
+    await worker.delete()
     await settle(worker)
     assert set(farewells(owner)) == {(fleet.entity_ids[DEVICE], True)}
+
+
+async def test_followers_are_told_in_the_transaction_of_the_order_and_once(
+    owner: psycopg.Connection[Any], fleet: Fleet, write: Write, admin_pool: Pool
+) -> None:
+    write(DEVICE, "count", {fleet.now_us: 1})
+    operation = uuid4()
+    for _ in range(2):
+        await order_deletion(admin_pool, fleet.tenant_id, DEVICE, operation)
+        assert farewells(owner) == [(fleet.entity_ids[DEVICE], True)]
+    row = owner.execute(
+        "SELECT d.xmin::text = o.xmin::text, o.lane = d.entity_id % s.buckets % s.lanes "
+        "FROM entity_deletions d, settings s, outbox o ORDER BY o.id DESC LIMIT 1"
+    ).fetchone()
+    owner.commit()
+    assert row == (True, True)
+    with pytest.raises(OperationConflict):
+        await order_deletion(admin_pool, fleet.tenant_id, "device-0002", operation)
+    with pytest.raises(EntityNotFound):
+        await order_deletion(admin_pool, fleet.tenant_id, DEVICE, uuid4())
+    assert len(farewells(owner)) == 1
 
 
 async def test_the_warehouse_is_waited_for_past_the_last_records_commit(

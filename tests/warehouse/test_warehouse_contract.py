@@ -22,7 +22,7 @@ from storage.warehouse.port import (
     Warehouse,
 )
 from storage.warehouse.tables import tables_of
-from tests.warehouse_fixtures import HOUR_US, T0, Reading, change_set, doubles, expected, held
+from tests.warehouse_fixtures import HOUR_US, T0, Reading, change_set, doubles, expected, held, resolved
 
 # Redshift's driver makes its TLS context the old way.
 pytestmark = pytest.mark.filterwarnings(r"ignore:ssl\.:DeprecationWarning")
@@ -425,10 +425,38 @@ def test_a_device_that_is_gone_has_no_name_whatever_comes_when(
     assert names(warehouse) == [(2, "device-2")]
     warehouse.compact()
     assert names(warehouse) == [(2, "device-2")]
-    assert held(warehouse) == expected(doubles(2, entity=2), [(3, 1, T0, 1.0)])
+    assert held(warehouse) == expected(doubles(2, entity=2))
+    assert resolved(warehouse) == expected(doubles(2, entity=2), [(3, 1, T0, 1.0)]), "until its deletion comes too"
     stored = {size.kind: size.rows for size in warehouse.status().sizes}
     assert stored["entities"] == 1, "the name is not just hidden"
     assert names(warehouse) == [(2, "device-2")]
+
+
+@pytest.mark.parametrize("compacted", [False, True], ids=["plain", "compacted"])
+def test_a_device_is_gone_before_its_readings_are(warehouse: Warehouse, compacted: bool) -> None:
+    """What is said first, and may be for long before the readings go."""
+    opened(warehouse)
+    texts: list[Reading] = [(1, 4, T0 + 9, "x")]
+    load(warehouse, unit(0, 1, change_set([*NAMED, *texts])))
+    load(warehouse, unit(1, 2, change_set([(1, 1, T0, 9.0)], revision=1)))
+    load(warehouse, unit(2, 3, change_set(doubles(2), tenant=2)))
+    stored = len(resolved(warehouse))
+    # Twice: as it was ordered, and at its end.
+    for place in (3, 4):
+        load(warehouse, unit(place, place + 1, change_set([], gone=[1])))
+        if compacted:
+            warehouse.compact()
+        here = {key: value for key, value in held(warehouse).items() if key[0] == 1}
+        assert here == expected(doubles(2, entity=2))
+        others = warehouse.query("SELECT count(*), min(tenant_id), max(tenant_id) FROM entity_attributes").rows
+        assert [tuple(row) for row in others] == [(4, 1, 2)], "another tenant's device of the same id is there"
+        assert len(resolved(warehouse)) == stored
+    # What was committed before, and comes after.
+    load(warehouse, unit(5, 6, change_set([(1, 1, T0 + HOUR_US, 3.0)])))
+    assert {key[1] for key in held(warehouse) if key[0] == 1} == {2}
+    load(warehouse, unit(6, 7, change_set([*FAREWELL, (1, 1, T0 + HOUR_US, None)], revision=1, gone=[1])))
+    load(warehouse, unit(7, 8, change_set([(1, 4, T0 + 9, None)], of_type=str, gone=[1])))
+    assert resolved(warehouse) == held(warehouse)
 
 
 def test_a_load_of_a_device_and_its_deletion_leaves_no_name(warehouse: Warehouse) -> None:

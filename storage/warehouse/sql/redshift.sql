@@ -74,9 +74,9 @@ CREATE TABLE IF NOT EXISTS atlasco.tenants (tenant_id INTEGER NOT NULL, name VAR
 DISTSTYLE ALL SORTKEY (tenant_id)
 
 -- name: create_resolved
--- The relation everybody queries. Base rows that no delta row names are passed through; of the others, and the delta's,
+-- All readings that are there. Base rows that no delta row names are passed through; of the others, and the delta's,
 -- the highest revision counts, and of a value and a deletion of the same revision the deletion.
-CREATE OR REPLACE VIEW atlasco.entity_attributes_{type} AS
+CREATE OR REPLACE VIEW atlasco.resolved_{type} AS
 SELECT b.tenant_id, b.entity_id, b.attribute_id, b.ts, b.value, b.revision
   FROM atlasco.base_{type} b
  WHERE NOT EXISTS (SELECT 1 FROM atlasco.delta_{type} d WHERE d.tenant_id = b.tenant_id
@@ -95,6 +95,14 @@ SELECT r.tenant_id, r.entity_id, r.attribute_id, r.ts, r.value, r.revision
                        CASE WHEN d.deleted THEN 1 ELSE 0 END AS gone
                   FROM atlasco.delta_{type} d) a) r
  WHERE r.place = 1 AND r.gone = 0
+
+-- name: create_readings
+-- The relation everybody queries. A device is gone before its readings are: those are deleted one by one, and may be
+-- many.
+CREATE OR REPLACE VIEW atlasco.entity_attributes_{type} AS
+SELECT r.tenant_id, r.entity_id, r.attribute_id, r.ts, r.value, r.revision
+  FROM atlasco.resolved_{type} r
+ WHERE NOT EXISTS (SELECT 1 FROM atlasco.gone_entities g WHERE g.tenant_id = r.tenant_id AND g.entity_id = r.entity_id)
 
 -- name: create_entity_attributes
 CREATE OR REPLACE VIEW atlasco.entity_attributes AS

@@ -152,11 +152,11 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteEntity(self, request, context):
-        """Delete a device and all its readings: from the database, rollups, projections and the warehouse. Returns as soon
-        as the order is stored; the work goes on by itself, also after a crash, and GetOperation tells how far it is. From
-        then on the databases do not find the device by name; an answer from the warehouse alone may show it until the
-        deletion is loaded there. A device of that name is refused until the operation has ended, and is a new one
-        afterwards.
+        """Delete a device and all its readings: from the database, rollups, projections and the warehouse. Returns as soon as
+        the order is stored; the work goes on by itself, also after a crash, and GetOperation tells how far it is. From
+        then on no answer whose as_of is later shows the device, whatever its source: the databases do not find it by name,
+        and the warehouse leaves it out once the order is loaded there. A device of that name is refused until the
+        operation has ended, and is a new one afterwards.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,11 +67,11 @@ class AdminServiceStub:
     DropProjection: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DropProjectionRequest, _admin_pb2.DropProjectionResponse]
     """Queries stop using it at once; its rows go in the background."""
     DeleteEntity: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DeleteEntityRequest, _admin_pb2.DeleteEntityResponse]
-    """Delete a device and all its readings: from the database, rollups, projections and the warehouse. Returns as soon
-    as the order is stored; the work goes on by itself, also after a crash, and GetOperation tells how far it is. From
-    then on the databases do not find the device by name; an answer from the warehouse alone may show it until the
-    deletion is loaded there. A device of that name is refused until the operation has ended, and is a new one
-    afterwards.
+    """Delete a device and all its readings: from the database, rollups, projections and the warehouse. Returns as soon as
+    the order is stored; the work goes on by itself, also after a crash, and GetOperation tells how far it is. From
+    then on no answer whose as_of is later shows the device, whatever its source: the databases do not find it by name,
+    and the warehouse leaves it out once the order is loaded there. A device of that name is refused until the
+    operation has ended, and is a new one afterwards.
     """
     GetOperation: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetOperationRequest, _admin_pb2.GetOperationResponse]
     ListOperations: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListOperationsRequest, _admin_pb2.ListOperationsResponse]
@@ -99,11 +99,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     DropProjection: _aio.UnaryUnaryMultiCallable[_admin_pb2.DropProjectionRequest, _admin_pb2.DropProjectionResponse]  # type: ignore[assignment]
     """Queries stop using it at once; its rows go in the background."""
     DeleteEntity: _aio.UnaryUnaryMultiCallable[_admin_pb2.DeleteEntityRequest, _admin_pb2.DeleteEntityResponse]  # type: ignore[assignment]
-    """Delete a device and all its readings: from the database, rollups, projections and the warehouse. Returns as soon
-    as the order is stored; the work goes on by itself, also after a crash, and GetOperation tells how far it is. From
-    then on the databases do not find the device by name; an answer from the warehouse alone may show it until the
-    deletion is loaded there. A device of that name is refused until the operation has ended, and is a new one
-    afterwards.
+    """Delete a device and all its readings: from the database, rollups, projections and the warehouse. Returns as soon as
+    the order is stored; the work goes on by itself, also after a crash, and GetOperation tells how far it is. From
+    then on no answer whose as_of is later shows the device, whatever its source: the databases do not find it by name,
+    and the warehouse leaves it out once the order is loaded there. A device of that name is refused until the
+    operation has ended, and is a new one afterwards.
     """
     GetOperation: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetOperationRequest, _admin_pb2.GetOperationResponse]  # type: ignore[assignment]
     ListOperations: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListOperationsRequest, _admin_pb2.ListOperationsResponse]  # type: ignore[assignment]
@@ -182,11 +182,11 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.DeleteEntityRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.DeleteEntityResponse, _abc.Awaitable[_admin_pb2.DeleteEntityResponse]]:
-        """Delete a device and all its readings: from the database, rollups, projections and the warehouse. Returns as soon
-        as the order is stored; the work goes on by itself, also after a crash, and GetOperation tells how far it is. From
-        then on the databases do not find the device by name; an answer from the warehouse alone may show it until the
-        deletion is loaded there. A device of that name is refused until the operation has ended, and is a new one
-        afterwards.
+        """Delete a device and all its readings: from the database, rollups, projections and the warehouse. Returns as soon as
+        the order is stored; the work goes on by itself, also after a crash, and GetOperation tells how far it is. From
+        then on no answer whose as_of is later shows the device, whatever its source: the databases do not find it by name,
+        and the warehouse leaves it out once the order is loaded there. A device of that name is refused until the
+        operation has ended, and is a new one afterwards.
         """
 
     @_abc_1.abstractmethod
