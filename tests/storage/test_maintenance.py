@@ -247,6 +247,19 @@ async def test_rows_of_a_retention_that_is_raised_meanwhile_stay(database: Datab
     assert readings(database, short) == [4]
 
 
+async def test_a_tenant_that_is_being_changed_delays_what_retires_its_ranges(database: Database) -> None:
+    tenant = make_tenant(database, "a")
+    put(database, tenant, 80)
+    shorten(database, tenant, 30)
+    with psycopg.connect(database()) as operator:
+        operator.execute("UPDATE tenants SET attribute_quota = 7 WHERE tenant_id = %s", [tenant])
+        report = await run(database, IMPATIENT)
+        assert report.ranges_retired == ()
+        assert any("retire_ranges" in problem for problem in report.problems)
+        assert report.tables, "it has done everything else"
+    assert (await run(database)).ranges_retired
+
+
 @pytest.mark.parametrize(
     ("device", "age_days", "noted"),
     [
