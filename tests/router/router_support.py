@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -73,8 +73,10 @@ def hanging(server: PostgresCluster) -> Iterator[None]:
     postmaster.suspend()
     try:
         for process in postmaster.children(recursive=True):
-            process.suspend()
-            stopped.append(process)
+            # One may be at its end just then.
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+                stopped.append(process)
         yield
     finally:
         for process in stopped:

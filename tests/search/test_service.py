@@ -141,7 +141,9 @@ async def test_a_rollup_is_declared_filled_and_used(query: Any, admin: Any, flee
     assert rolled.bucket_times_us == series.bucket_times_us
     assert rolled.columns[0] == series.columns[0]
     for place in (1, 2):
-        assert rolled.columns[place].double_values == pytest.approx(series.columns[place].double_values, rel=1e-9)
+        assert rolled.columns[place].double_values == pytest.approx(
+            series.columns[place].double_values, rel=1e-9, nan_ok=True
+        )
     listed = await admin.ListRollups(admin_pb2.ListRollupsRequest(), metadata=SERVICE)
     assert [r.name for r in listed.rollups] == ["hours"]
 
