@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from storage.aggregate_buckets import AHEAD_US, HOUR_US, MAX_POINTS, MINUTE_US, TooManyPoints, bucket_edges
+from storage.aggregate_doubles import is_huge, quotient, squares
 from storage.aggregate_model import (
     MAX_SELECTED,
     AggregateAnswer,
@@ -40,33 +41,34 @@ from storage.statements import statements
 
 _SQL = statements("aggregate.sql")
 
-_HUGE: Final[LiteralString] = "abs(value::float8) >= 1e140 AND abs(value::float8) < 'Infinity'"
+_HUGE: Final[LiteralString] = is_huge("value")
+_ANY_HUGE: Final[LiteralString] = f"count(*) FILTER (WHERE {_HUGE}) > 0"
+_SUM: Final[LiteralString] = f"sum(value) FILTER (WHERE NOT {_HUGE})"
 # SUM and STDDEV would fail, not overflow to infinity, where a finite value is too large.
 _OF_READINGS: Final[Mapping[Function, LiteralString]] = {
     Function.COUNT: "count(*)",
     Function.MIN: "min(value)",
     Function.MAX: "max(value)",
-    Function.SUM: f"CASE WHEN count(*) FILTER (WHERE {_HUGE}) > 0 THEN 'NaN' "
-    f"ELSE sum(value) FILTER (WHERE NOT ({_HUGE})) END::double precision",
-    Function.MEAN: f"CASE WHEN count(*) FILTER (WHERE {_HUGE}) > 0 THEN 'NaN' "
-    f"ELSE sum(value) FILTER (WHERE NOT ({_HUGE})) / count(*) END::double precision",
+    Function.SUM: f"CASE WHEN {_ANY_HUGE} THEN 'NaN' ELSE {_SUM} END::double precision",
+    Function.MEAN: f"CASE WHEN {_ANY_HUGE} THEN 'NaN' ELSE {quotient(_SUM, 'count(*)')} END::double precision",
     Function.FIRST: "(array_agg(value ORDER BY ts, entity_id, attribute_id))[1]",
     Function.LAST: "(array_agg(value ORDER BY ts DESC, entity_id DESC, attribute_id DESC))[1]",
-    Function.STDDEV: f"CASE WHEN count(*) FILTER (WHERE {_HUGE}) > 0 OR count(*) = 1 THEN 'NaN' "
-    f"ELSE stddev_samp(value::double precision) FILTER (WHERE NOT ({_HUGE})) END",
+    Function.STDDEV: f"CASE WHEN {_ANY_HUGE} OR count(*) = 1 THEN 'NaN' "
+    f"ELSE stddev_samp(value::double precision) FILTER (WHERE NOT {_HUGE}) END",
     Function.PERCENTILE: "percentile_cont(%(fractions)s::double precision[]) "
     "WITHIN GROUP (ORDER BY value::double precision)",
 }
+_DEVIATION: Final[LiteralString] = f"sum(deviation + {squares('readings', 'mean - overall')})"
 _OF_ROLLUPS: Final[Mapping[Function, LiteralString]] = {
     Function.COUNT: "sum(readings)::bigint",
     Function.MIN: "min(minimum)",
     Function.MAX: "max(maximum)",
     Function.SUM: "sum(total)",
-    Function.MEAN: "sum(total) / sum(readings)::double precision",
+    Function.MEAN: quotient("sum(total)", "sum(readings)"),
     Function.FIRST: "(array_agg(first_value ORDER BY first_ts, entity_id, attribute_id))[1]",
     Function.LAST: "(array_agg(last_value ORDER BY last_ts DESC, entity_id DESC, attribute_id DESC))[1]",
-    Function.STDDEV: "CASE WHEN sum(readings) = 1 THEN 'NaN' ELSE sqrt(sum(deviation + readings * "
-    "(mean - overall) * (mean - overall)) / (sum(readings) - 1)::double precision) END",
+    Function.STDDEV: "CASE WHEN sum(readings) = 1 THEN 'NaN' "
+    f"ELSE sqrt({quotient(_DEVIATION, 'sum(readings) - 1')}) END",
 }
 
 
@@ -262,13 +264,13 @@ async def _compute(
         "source": _source(plan, value_type, attributes),
     }
     if plan.rolled is not None:
-        fields["overall"] = sql.SQL("")
+        fields["mean"] = sql.SQL(quotient("p.total", "p.readings"))
+        fields["overall"] = fields["window"] = sql.SQL("")
         if Function.STDDEV in question.functions:
             # The mean of the whole bucket, next to each of its parts.
-            fields["overall"] = sql.SQL(
-                ", sum(p.total) OVER (PARTITION BY {0}) / (sum(p.readings) OVER (PARTITION BY {0}))::double precision "
-                "AS overall"
-            ).format(fields["keys"])
+            overall = quotient("sum(p.total) OVER w", "sum(p.readings) OVER w")
+            fields["overall"] = sql.SQL(f", {overall} AS overall")
+            fields["window"] = sql.SQL("WINDOW w AS (PARTITION BY {})").format(fields["keys"])
     statement = sql.SQL(_SQL[text]).format(**fields)
     if value_type is ValueType.TEXT:
         statement = within_text(question, statement)

@@ -7,6 +7,7 @@ from typing import Final, LiteralString
 import numpy as np
 
 from storage.aggregate_buckets import HOUR_US
+from storage.aggregate_doubles import is_huge, quotient, squares
 from storage.binary import Int4Array, Int8Array, TimestampArray
 from storage.database import Connection
 from storage.model import ValueType
@@ -23,16 +24,18 @@ ROLLED_TYPES: Final = (ValueType.DOUBLE, ValueType.BIGINT)
 _COLUMNS: Final[tuple[LiteralString, ...]] = (
     "readings", "minimum", "maximum", "total", "deviation", "first_ts", "first_value", "last_ts", "last_value",
 )  # fmt: skip
-_HUGE: Final[LiteralString] = "abs(h.value::float8) >= 1e140 AND abs(h.value::float8) < 'Infinity'"
+_HUGE: Final[LiteralString] = is_huge("h.value")
+# A count times a variance rounds to 0 only where the variance is 0.
 _AGGREGATES: Final[LiteralString] = f"""count(*) AS readings, min(h.value), max(h.value),
-       CASE WHEN count(*) FILTER (WHERE {_HUGE}) > 0 THEN 'NaN' ELSE sum(h.value) FILTER (WHERE NOT ({_HUGE})) END,
+       CASE WHEN count(*) FILTER (WHERE {_HUGE}) > 0 THEN 'NaN' ELSE sum(h.value) FILTER (WHERE NOT {_HUGE}) END,
        CASE WHEN count(*) FILTER (WHERE {_HUGE}) > 0 THEN 'NaN'
-            ELSE count(*) * var_pop(h.value::double precision) FILTER (WHERE NOT ({_HUGE})) END,
+            ELSE count(*) * var_pop(h.value::double precision) FILTER (WHERE NOT {_HUGE}) END,
        min(h.ts), (array_agg(h.value ORDER BY h.ts))[1], max(h.ts), (array_agg(h.value ORDER BY h.ts DESC))[1]"""
-_MERGED: Final[LiteralString] = """sum(h.readings)::bigint AS readings, min(h.minimum), max(h.maximum), sum(h.total),
-       sum(h.deviation + h.readings * (h.mean - h.overall) * (h.mean - h.overall)),
+_MERGED: Final[LiteralString] = f"""sum(h.readings)::bigint AS readings, min(h.minimum), max(h.maximum), sum(h.total),
+       sum(h.deviation + {squares("h.readings", "h.mean - h.overall")}),
        min(h.first_ts), (array_agg(h.first_value ORDER BY h.first_ts))[1],
        max(h.last_ts), (array_agg(h.last_value ORDER BY h.last_ts DESC))[1]"""
+_MEAN: Final[LiteralString] = quotient("n.total::double precision", "n.readings")
 
 # Buckets of one statement: bounds its time and its arrays.
 _PER_STATEMENT: Final = 10_000
@@ -103,6 +106,12 @@ def _by_day(keys: Keys) -> Iterator[tuple[Keys, int, int]]:
             yield of_day[at : at + _PER_STATEMENT], day * _DAY_US, (day + 1) * _DAY_US
 
 
+def _overall(window: LiteralString) -> LiteralString:
+    """The mean of all the buckets of a window."""
+    total: LiteralString = f"(sum(n.total) OVER {window})::double precision"
+    return quotient(total, f"sum(n.readings) OVER {window}")
+
+
 def _statement(name: str, value_type: ValueType) -> LiteralString:
     text = _SQL[name]
     columns: LiteralString = ", ".join(_COLUMNS)
@@ -114,6 +123,8 @@ def _statement(name: str, value_type: ValueType) -> LiteralString:
         ("{excluded}", excluded),
         ("{aggregates}", _AGGREGATES),
         ("{merged}", _MERGED),
+        ("{mean}", _MEAN),
+        ("{overall}", _overall("w")),
     ):
         text = text.replace(field, value)
     return text

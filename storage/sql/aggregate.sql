@@ -68,7 +68,7 @@ SELECT entity_id, attribute_id, ts, 1::bigint, value, value,
 -- name: merge_rollups
 -- Buckets merge exactly: the deviations from each bucket's own mean, and those of the means from the overall one.
 SELECT {keys}, {results}
-  FROM (SELECT p.*, p.total / p.readings AS mean{overall} FROM ({source}) p) r
+  FROM (SELECT p.*, {mean} AS mean{overall} FROM ({source}) p {window}) r
  GROUP BY {keys_by_number}
  LIMIT %(limit)s
 

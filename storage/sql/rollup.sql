@@ -117,12 +117,12 @@ WITH asked AS (
     SELECT a.*, r.*
       FROM asked a CROSS JOIN LATERAL (
            SELECT {merged}
-             FROM (SELECT n.*, n.total::double precision / n.readings AS mean,
-                          (sum(n.total) OVER ())::double precision / (sum(n.readings) OVER ())::double precision AS overall
+             FROM (SELECT n.*, {mean} AS mean, {overall} AS overall
                      FROM rollup_minute_{type} n
                     WHERE n.tenant_id = %(tenant)s AND n.entity_id = a.entity_id AND n.attribute_id = a.attribute_id
                       AND n.bucket >= a.bucket AND n.bucket < a.bucket + interval '1 hour'
-                      AND n.bucket >= %(from)s AND n.bucket < %(to)s) h) r
+                      AND n.bucket >= %(from)s AND n.bucket < %(to)s
+                   WINDOW w AS ()) h) r
 ), emptied AS (
     DELETE FROM rollup_hour_{type} m USING found f
      WHERE f.readings IS NULL AND m.tenant_id = %(tenant)s AND m.entity_id = f.entity_id
@@ -177,8 +177,7 @@ SELECT %(tenant)s, h.entity_id, h.attribute_id, date_trunc('minute', h.ts, 'UTC'
 -- name: fill_hours
 INSERT INTO rollup_hour_{type} (tenant_id, entity_id, attribute_id, bucket, {columns})
 SELECT %(tenant)s, h.entity_id, h.attribute_id, h.hour, {merged}
-  FROM (SELECT n.*, date_trunc('hour', n.bucket, 'UTC') AS hour, n.total::double precision / n.readings AS mean,
-               (sum(n.total) OVER w)::double precision / (sum(n.readings) OVER w)::double precision AS overall
+  FROM (SELECT n.*, date_trunc('hour', n.bucket, 'UTC') AS hour, {mean} AS mean, {overall} AS overall
           FROM rollup_minute_{type} n
          WHERE n.tenant_id = %(tenant)s AND n.entity_id = ANY (%(entities)s) AND n.attribute_id = ANY (%(attributes)s)
            AND n.bucket >= %(from)s AND n.bucket < %(to)s

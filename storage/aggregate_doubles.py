@@ -1,0 +1,29 @@
+"""Arithmetic on doubles, as SQL that cannot fail, whatever the readings are. For PostgreSQL, and what descends from it.
+
+PostgreSQL refuses what IEEE 754 rounds: a finite result that is too large, and a product or a quotient other than 0
+that is rounded to 0. A single reading would end a statement over a whole fleet, again and again. So nothing else
+multiplies or divides doubles of readings in SQL; the server's own aggregates, avg() and those of variance, are free of
+the second.
+
+Arguments are SQL, and are repeated: no function among them may be volatile.
+"""
+
+from typing import LiteralString
+
+
+def is_huge(value: LiteralString) -> LiteralString:
+    """Whether a finite number is so large that no double holds its square, nor a sum of such."""
+    return f"(abs({value}::double precision) >= 1e140 AND abs({value}::double precision) < 'Infinity')"
+
+
+def quotient(total: LiteralString, count: LiteralString) -> LiteralString:
+    """`total / count`, which may be tiny or 0; `total` is not huge, `count` is 1 or more."""
+    # Half of the smallest double, or less, is rounded to 0. The comparison is exact: to double a number is, and so is
+    # any multiple of the smallest double that could matter.
+    rounds_to_0: LiteralString = f"2 * abs({total}) <= ({count})::double precision * '4.94e-324'::double precision"
+    return f"CASE WHEN {rounds_to_0} THEN 0 ELSE {total} / ({count}) END"
+
+
+def squares(count: LiteralString, distance: LiteralString) -> LiteralString:
+    """`count` times the square of `distance`; 0 where the square is at the end of what a double can tell from 0."""
+    return f"CASE WHEN abs({distance}) < 1e-160 THEN 0 ELSE ({count}) * ({distance}) * ({distance}) END"
