@@ -6,5 +6,6 @@ buckets     minutes from readings, hours from minutes
 projection  rows from latest values
 backfill    what was there before the declaration, newest first
 declare     the declarations: create, list, drop
+isolation   what fails rests, and everything else goes on
 service     the process: one worker at a time, under a lease
 """

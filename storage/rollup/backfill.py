@@ -7,6 +7,7 @@ meanwhile are computed by the rounds, in the same worker, so the two never meet.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final, LiteralString
 
 from storage.binary import Int4Array, Int8Array
@@ -15,6 +16,7 @@ from storage.model import ValueType
 from storage.relay.cursor import microseconds
 from storage.rollup.buckets import ROLLED_TYPES, ensure, fill
 from storage.rollup.dirty import Declarations
+from storage.rollup.isolation import Isolation, Kind, Part
 from storage.rollup.projection import refresh
 from storage.statements import statements
 
@@ -33,9 +35,10 @@ class StepLimits:
     dropped_devices: int = 10
 
 
-async def fill_rollup(connection: Connection, limits: StepLimits) -> bool:
+async def fill_rollup(connection: Connection, limits: StepLimits, isolation: Isolation) -> bool:
     """Fill the next stretch of a rollup; False: none is waiting."""
-    row = await (await connection.execute(_ROLLUP["pending_rollup"])).fetchone()
+    resting = isolation.resting(Kind.ROLLUPS)
+    row = await (await connection.execute(_ROLLUP["pending_rollup"], {"resting": resting})).fetchone()
     if row is None:
         return False
     tenant, name, _, complete_from, after, backfill_from, top, floor, *ids = row
@@ -43,12 +46,16 @@ async def fill_rollup(connection: Connection, limits: StepLimits) -> bool:
     entities: list[int] = []
     if start < top:
         entities = await _entities(connection, tenant, after, "", limits.rollup_devices)
-    if entities:
+
+    async def filled() -> None:
         window = microseconds(start), microseconds(top)
         await ensure(connection, *window)
         for value_type, attributes in zip(ROLLED_TYPES, ids, strict=True):
             if attributes:
                 await fill(connection, tenant, value_type, entities, attributes, window)
+
+    if entities and not await isolation.attempt(connection, Part(Kind.ROLLUPS, tenant), filled):
+        return True
     position = {"tenant": tenant, "name": name, "state": "backfilling", "complete_from": complete_from or top}
     if entities:
         position["entity"] = entities[-1]
@@ -62,9 +69,12 @@ async def fill_rollup(connection: Connection, limits: StepLimits) -> bool:
     return True
 
 
-async def fill_projection(connection: Connection, declarations: Declarations, limits: StepLimits) -> int | None:
+async def fill_projection(
+    connection: Connection, declarations: Declarations, limits: StepLimits, isolation: Isolation
+) -> int | None:
     """Fill the next rows of a projection, and return how many devices they are of; None: none is waiting."""
-    row = await (await connection.execute(_PROJECTION["pending_projection"])).fetchone()
+    resting = isolation.resting(Kind.PROJECTION)
+    row = await (await connection.execute(_PROJECTION["pending_projection"], {"resting": resting})).fetchone()
     if row is None:
         return None
     projection, after = row
@@ -72,7 +82,9 @@ async def fill_projection(connection: Connection, declarations: Declarations, li
     if table is None:
         return None
     entities = await _entities(connection, table.tenant_id, after, table.entity_type, limits.projection_devices)
-    await refresh(connection, table, entities)
+    part = Part(Kind.PROJECTION, projection)
+    if not await isolation.attempt(connection, part, partial(refresh, connection, table, entities)):
+        return 0
     done = len(entities) < limits.projection_devices
     position = {
         "projection": projection,

@@ -4,9 +4,11 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -27,7 +29,8 @@ from storage.rollup import follow
 from storage.rollup.backfill import StepLimits, fill_projection, fill_rollup, remove_dropped, remove_projections
 from storage.rollup.buckets import compute
 from storage.rollup.config import RollupConfig
-from storage.rollup.dirty import Declarations, Dirty, ProjectionTable, dirty
+from storage.rollup.dirty import Declarations, Dirty, Keys, ProjectionTable, dirty
+from storage.rollup.isolation import Isolation, Kind, Part, Rests
 from storage.rollup.projection import refresh
 from storage.statements import statements
 
@@ -39,6 +42,8 @@ SCOPE: Final = "rollup"
 
 _STATEMENT_TIMEOUT_S: Final = 300.0
 _START_TIMEOUT_S: Final = 30.0
+# After a failure, and after many in a row.
+_SHORTEST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 10.0
 _HOUSEKEEPING_S: Final = 600.0
 
@@ -67,26 +72,52 @@ class Worker:
     """What is done under one lease. Not for several tasks at once.
 
     Every method may end in a StorageError, after which it may be called again; `follow.LeaseLost` among them ends the
-    lease.
+    lease. `clock`: seconds of a clock that is never set.
     """
 
-    def __init__(self, pool: Pool, epoch: int, config: RollupConfig, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        epoch: int,
+        config: RollupConfig,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._pool = pool
         self._epoch = epoch
         self._metrics = metrics
         self._settle_s = config.settle_s
         self._limits = PageLimits(config.page_rows, config.page_bytes)
         self._steps = StepLimits(rollup_devices=config.backfill_devices)
+        self._failing = Rests(clock, _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S)
+        self._isolation = Isolation(metrics, clock)
 
     async def adopt(self) -> None:
         """The first act under the lease."""
         await follow.adopt(self._pool, self._epoch)
 
     async def turn(self) -> bool:
-        """A round over the outbox and one step of everything else; whether there may be more at once."""
-        more = await self.round()
-        for step in (self.fill, self.delete):
-            more = await step() or more
+        """A round over the outbox and one step of everything else; whether there may be more at once.
+
+        What fails is reported, rests for a while, and keeps nothing else from going on: readings must be deleted, and
+        new rollups filled, even if no round can be finished.
+
+        Raises:
+            StorageUnavailable, LeaseLost: nothing can go on.
+        """
+        more = False
+        for step in (self.round, self.fill, self.delete):
+            if not self._failing.is_due(step.__name__):
+                continue
+            try:
+                more = await step() or more
+            except (StorageUnavailable, follow.LeaseLost):
+                raise
+            except (StorageError, DecodeError) as error:
+                self._failing.failed(step.__name__)
+                report(self._metrics, error)
+            else:
+                self._failing.succeeded(step.__name__)
         return more
 
     async def round(self) -> bool:
@@ -109,8 +140,9 @@ class Worker:
     async def fill(self) -> bool:
         """A step of the back-fills, and of removing what was dropped."""
         async with self._transaction() as connection:
-            more = await fill_rollup(connection, self._steps)
-            rows = await fill_projection(connection, await declared(connection), self._steps)
+            more = await fill_rollup(connection, self._steps, self._isolation)
+            declarations = await declared(connection)
+            rows = await fill_projection(connection, declarations, self._steps, self._isolation)
             self._metrics.count("atlasco_rollup_rows_refreshed", rows or 0)
             dropped = await remove_dropped(connection, self._steps)
         return more or rows is not None or dropped
@@ -142,16 +174,28 @@ class Worker:
                 await remove_projections(connection)
 
     async def _apply(self, connection: Connection, stale: Dirty, declarations: Declarations) -> None:
+        works: dict[Part, list[Callable[[], Awaitable[None]]]] = {}
         if stale.minutes:
             floors = await _floors(connection, sorted({tenant for tenant, _ in stale.minutes}))
             for (tenant, value_type), minutes in stale.minutes.items():
-                count = await compute(connection, tenant, value_type, minutes, floors[tenant])
-                self._metrics.count("atlasco_rollup_minutes_computed", count)
+                work = partial(self._compute, connection, tenant, value_type, minutes, floors[tenant])
+                works.setdefault(Part(Kind.ROLLUPS, tenant), []).append(work)
         for table in declarations.projections:
             if table.projection_id in stale.devices:
                 devices = stale.devices[table.projection_id].tolist()
-                await refresh(connection, table, devices)
-                self._metrics.count("atlasco_rollup_rows_refreshed", len(devices))
+                work = partial(self._refresh, connection, table, devices)
+                works[Part(Kind.PROJECTION, table.projection_id)] = [work]
+        await self._isolation.attempt_all(connection, works)
+
+    async def _compute(
+        self, connection: Connection, tenant: int, value_type: ValueType, minutes: Keys, floor_us: int
+    ) -> None:
+        count = await compute(connection, tenant, value_type, minutes, floor_us)
+        self._metrics.count("atlasco_rollup_minutes_computed", count)
+
+    async def _refresh(self, connection: Connection, table: ProjectionTable, devices: list[int]) -> None:
+        await refresh(connection, table, devices)
+        self._metrics.count("atlasco_rollup_rows_refreshed", len(devices))
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Connection]:
@@ -179,6 +223,19 @@ async def declared(connection: Connection) -> Declarations:
 async def _floors(connection: Connection, tenants: list[int]) -> dict[int, int]:
     rows = await (await connection.execute(_SQL["floors"], {"tenants": tenants})).fetchall()
     return {tenant: microseconds(floor) for tenant, floor in rows}
+
+
+def report(metrics: Metrics, error: Exception) -> None:
+    """Count and log what keeps the worker from going on with something; it is tried again."""
+    lost = isinstance(error, follow.LeaseLost)
+    retriable = getattr(error, "retriable", False)
+    source = "lease" if lost else "database" if retriable else "data"
+    metrics.count("atlasco_rollup_failures", source=source)
+    log.log(
+        logging.WARNING if retriable else logging.ERROR,
+        "the worker cannot go on yet",
+        extra={"source": source, "error": f"{type(error).__name__}: {error}"},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,23 +336,12 @@ class RollupProcess:
                     housekept = loop.time()
                 failures = 0
                 pause = 0.0 if more else self._config.poll_s
-            except (StorageError, DecodeError) as error:
+            except StorageError as error:
                 failures += 1
-                pause = min(_LONGEST_PAUSE_S, 0.1 * 2.0 ** min(failures, 20))
-                self._failed(error)
+                pause = min(_LONGEST_PAUSE_S, _SHORTEST_PAUSE_S * 2.0 ** min(failures - 1, 20))
+                report(self._metrics, error)
                 adopted = None if isinstance(error, follow.LeaseLost) else adopted
             await _wait(stopping, pause)
-
-    def _failed(self, error: Exception) -> None:
-        lost = isinstance(error, follow.LeaseLost)
-        retriable = getattr(error, "retriable", False)
-        source = "lease" if lost else "database" if retriable else "data"
-        self._metrics.count("atlasco_rollup_failures", source=source)
-        log.log(
-            logging.WARNING if retriable else logging.ERROR,
-            "the worker cannot go on yet",
-            extra={"source": source, "error": f"{type(error).__name__}: {error}"},
-        )
 
     def _add_gauges(self) -> None:
         self._metrics.gauge("atlasco_rollup_active", lambda: float(self._lease is not None))

@@ -18,9 +18,16 @@ DELETE FROM {table} p
  WHERE p.tenant_id = %(tenant)s AND p.entity_id = ANY (%(entities)s)
    AND NOT EXISTS (SELECT FROM entities e WHERE e.tenant_id = %(tenant)s AND e.entity_id = p.entity_id)
 
+-- name: suspend_projection
+-- Out of service, until it is filled anew: as suspend_rollups.
+UPDATE projections SET state = 'pending', backfill_entity = 0
+ WHERE projection_id = %(projection)s
+   AND (state IN ('backfilling', 'serving') OR state = 'pending' AND backfill_entity > 0)
+
 -- name: pending_projection
 SELECT projection_id, backfill_entity FROM projections
- WHERE state IN ('pending', 'backfilling') ORDER BY created_at, projection_id LIMIT 1 FOR UPDATE
+ WHERE state IN ('pending', 'backfilling') AND projection_id <> ALL (%(resting)s)
+ ORDER BY created_at, projection_id LIMIT 1 FOR UPDATE
 
 -- name: move_projection
 UPDATE projections SET state = %(state)s, backfill_entity = %(entity)s WHERE projection_id = %(projection)s

@@ -65,6 +65,12 @@ UPDATE rollups SET state = 'pending', complete_from = NULL, backfill_entity = 0 
 -- name: restart_projections
 UPDATE projections SET state = 'pending', backfill_entity = 0 WHERE state <> 'dropping'
 
+-- name: suspend_rollups
+-- Out of service, until they are filled anew: what the tenant's readings come to was refused, or passed over.
+UPDATE rollups SET state = 'pending', complete_from = NULL, backfill_entity = 0
+ WHERE tenant_id = %(tenant)s
+   AND (state IN ('backfilling', 'serving') OR state = 'pending' AND (complete_from IS NOT NULL OR backfill_entity > 0))
+
 -- name: declared_rollups
 SELECT r.tenant_id, a.attribute_id, a.type::text
   FROM rollups r JOIN attributes a ON a.tenant_id = r.tenant_id AND a.attribute_id = ANY (r.attribute_ids)
@@ -133,7 +139,7 @@ SELECT %(tenant)s, f.* FROM found f WHERE f.readings > 0
 ON CONFLICT (tenant_id, entity_id, attribute_id, bucket) DO UPDATE SET ({columns}) = ROW ({excluded})
 
 -- name: pending_rollup
--- The back-fill, newest first: the next stretch of the oldest declaration that is not done.
+-- The back-fill, newest first: the next stretch of the oldest declaration that is not done, of tenants that do not rest.
 SELECT r.tenant_id, r.name, r.state, r.complete_from, r.backfill_entity, r.backfill_from,
        coalesce(r.complete_from,
                 date_bin('6 hours', now() + t.window_future, '2000-01-01 00:00+00') + interval '6 hours'),
@@ -147,7 +153,7 @@ SELECT r.tenant_id, r.name, r.state, r.complete_from, r.backfill_entity, r.backf
        (SELECT array_agg(a.attribute_id) FROM attributes a
          WHERE a.tenant_id = r.tenant_id AND a.attribute_id = ANY (r.attribute_ids) AND a.type = 'bigint')
   FROM rollups r JOIN tenants t USING (tenant_id) CROSS JOIN LATERAL tenant_slot(r.tenant_id) s
- WHERE r.state IN ('pending', 'backfilling')
+ WHERE r.state IN ('pending', 'backfilling') AND r.tenant_id <> ALL (%(resting)s)
  ORDER BY r.created_at, r.tenant_id, r.name
  LIMIT 1 FOR UPDATE OF r
 

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from storage.database import Pool
-from storage.errors import StorageError
+from storage.errors import StorageUnavailable
 from storage.rollup.declare import (
     DeclarationExists,
     DeclarationInvalid,
@@ -157,10 +157,10 @@ async def test_an_older_worker_is_refused_and_a_death_loses_nothing(
         with monkeypatch.context() as patch:
 
             async def dies(*_: object) -> None:
-                raise StorageError("killed")
+                raise StorageUnavailable("killed")
 
             patch.setattr(name, dies)
-            with pytest.raises(StorageError, match="killed"):
+            with pytest.raises(StorageUnavailable, match="killed"):
                 for _ in range(50):
                     await worker.turn()
     newer = make_worker(pool, 2)

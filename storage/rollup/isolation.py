@@ -1,0 +1,144 @@
+"""What fails rests for a while, and everything else goes on."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import Final
+
+from runtime.metrics import Metrics
+from storage.database import Connection
+from storage.errors import DataRefused, translated
+from storage.statements import statements
+
+log = logging.getLogger(__name__)
+
+_ROLLUP = statements("rollup.sql")
+_PROJECTION = statements("projections.sql")
+
+_PART_RESTS_S: Final = 600.0
+
+
+class Rests:
+    """Until when what failed is left alone: longer with each failure, from `first_s` to `longest_s` seconds."""
+
+    def __init__(self, clock: Callable[[], float], first_s: float, longest_s: float) -> None:
+        self._clock = clock
+        self._first_s = first_s
+        self._longest_s = longest_s
+        # What failed -> how often in a row, and when it is due again.
+        self._failed: dict[Hashable, tuple[int, float]] = {}
+
+    def is_due(self, what: Hashable) -> bool:
+        """Whether it may be tried."""
+        return what not in self._failed or self._clock() >= self._failed[what][1]
+
+    def failed(self, what: Hashable) -> None:
+        """It was tried, and failed."""
+        times = self._failed.get(what, (0, 0.0))[0]
+        pause_s = min(self._longest_s, self._first_s * 2.0 ** min(times, 20))
+        self._failed[what] = times + 1, self._clock() + pause_s
+
+    def succeeded(self, what: Hashable) -> None:
+        """It was tried, and did not fail."""
+        self._failed.pop(what, None)
+
+    @property
+    def resting(self) -> list[Hashable]:
+        """What is not due."""
+        return [what for what in self._failed if not self.is_due(what)]
+
+
+class Kind(StrEnum):
+    """What can be out of service by itself."""
+
+    # Of a tenant, all of them: they share their buckets.
+    ROLLUPS = "rollups"
+    PROJECTION = "projection"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rollups of a tenant, `number` being its id, or the projection of that id."""
+
+    kind: Kind
+    number: int
+
+
+class Isolation:
+    """What the database refuses of one tenant's data costs that tenant its rollups, or the projection, and no more.
+
+    They go out of service: back to the state in which no query uses them and from which they are filled anew, once
+    they have rested. Until then what changes in them is not computed, so whoever passes over a part that rests does
+    that with `suspend`, in the transaction that moves the cursors past the changes.
+    """
+
+    def __init__(self, metrics: Metrics, clock: Callable[[], float]) -> None:
+        self._metrics = metrics
+        self._rests = Rests(clock, _PART_RESTS_S, _PART_RESTS_S)
+
+    def is_resting(self, part: Part) -> bool:
+        """Whether it is out of service, and not to be tried yet."""
+        return not self._rests.is_due(part)
+
+    def resting(self, kind: Kind) -> list[int]:
+        """The numbers of the parts of a kind that rest."""
+        return [part.number for part in self._rests.resting if isinstance(part, Part) and part.kind is kind]
+
+    async def attempt(self, connection: Connection, part: Part, work: Callable[[], Awaitable[None]]) -> bool:
+        """Do work that concerns only `part`; False: it was undone, because the database refused it."""
+        try:
+            async with _undone_alone(connection):
+                await work()
+        except DataRefused as error:
+            self._rests.failed(part)
+            await suspend(connection, part)
+            self._metrics.count("atlasco_rollup_failures", source="data")
+            log.error(
+                "out of service: the database refuses what its readings come to; it is filled anew after a rest",
+                extra={part.kind: part.number, "rest_s": _PART_RESTS_S, "error": f"{type(error).__name__}: {error}"},
+            )
+            return False
+        return True
+
+    async def attempt_all(
+        self, connection: Connection, works: Mapping[Part, Sequence[Callable[[], Awaitable[None]]]]
+    ) -> None:
+        """Do the work of many parts; as `attempt` for each whose work is refused. Those that rest are passed over."""
+        due: list[tuple[Part, Callable[[], Awaitable[None]]]] = []
+        for part, of_part in works.items():
+            if self.is_resting(part):
+                await suspend(connection, part)
+            else:
+                due.append((part, partial(_in_turn, of_part)))
+        try:
+            # Together at first: a subtransaction for each would overflow what the server keeps of them in memory, and
+            # slow down every snapshot, those of the replicas too.
+            async with _undone_alone(connection):
+                await _in_turn([work for _, work in due])
+        except DataRefused:
+            for part, work in due:
+                await self.attempt(connection, part, work)
+
+
+async def _in_turn(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    for work in works:
+        await work()
+
+
+async def suspend(connection: Connection, part: Part) -> None:
+    """Take a part out of service, as far as it is not."""
+    if part.kind is Kind.ROLLUPS:
+        await connection.execute(_ROLLUP["suspend_rollups"], {"tenant": part.number})
+    else:
+        await connection.execute(_PROJECTION["suspend_projection"], {"projection": part.number})
+
+
+@asynccontextmanager
+async def _undone_alone(connection: Connection) -> AsyncIterator[None]:
+    """A part of a transaction that an error undoes by itself. Raises StorageError."""
+    with translated():
+        async with connection.transaction():
+            yield

@@ -1,0 +1,197 @@
+"""What the data of one tenant breaks stays with that tenant, and what cannot go on holds up nothing else."""
+
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from runtime.metrics import MemoryMetrics
+from storage.database import Pool
+from storage.deletion import find_operation, order_deletion
+from storage.errors import StorageDefect
+from storage.rollup.config import RollupConfig
+from storage.rollup.declare import create_projection, create_rollup, list_projections, list_rollups
+from storage.rollup.service import Worker
+from tests.rollup.conftest import settle, write_readings
+from tests.rollup.test_extreme_values import DEVICE, rival
+from tests.search.fleet import HOUR_US, MINUTE_US, Fleet, found
+
+__all__ = ["rival"]
+
+POISON = 666.0
+
+
+class Clock:
+    """Goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def metrics() -> MemoryMetrics:
+    return MemoryMetrics()
+
+
+@pytest.fixture
+async def worker(pool: Pool, fleet: Fleet, clock: Clock, metrics: MemoryMetrics) -> Worker:
+    made = Worker(pool, 1, RollupConfig(dsn="-", settle_s=0.0), metrics, clock)
+    await made.adopt()
+    return made
+
+
+def write(owner: psycopg.Connection[Any], tenant: Fleet, readings: dict[int, float]) -> None:
+    with owner.transaction():
+        write_readings(owner, tenant, DEVICE, "temperature", readings)
+
+
+def refuse(owner: psycopg.Connection[Any], fleet: Fleet, table: str, column: str) -> None:
+    """From now on the database refuses what one reading of the tenant comes to."""
+    owner.execute(
+        f"ALTER TABLE {table} ADD CONSTRAINT poison "
+        f"CHECK (tenant_id <> {fleet.tenant_id} OR {column} IS DISTINCT FROM {POISON})".encode()
+    )
+    owner.commit()
+
+
+def hours(owner: psycopg.Connection[Any], tenant: Fleet) -> int:
+    count = found(owner, "SELECT count(*) FROM rollup_hour_double WHERE tenant_id = %s", tenant.tenant_id)
+    owner.commit()
+    return int(count)
+
+
+def passed(owner: psycopg.Connection[Any]) -> Any:
+    through = found(owner, "SELECT min(published_through) FROM outbox_consumers WHERE consumer = 'rollup'")
+    owner.commit()
+    return through
+
+
+async def states(pool: Pool, *tenants: Fleet) -> list[str]:
+    return [r.status.state for t in tenants for r in await list_rollups(pool, t.tenant_id)]
+
+
+@pytest.mark.parametrize("in_round", [True, False], ids=["round", "back-fill"])
+async def test_rollups_of_one_tenant_go_out_of_service_alone(
+    owner: psycopg.Connection[Any], fleet: Fleet, rival: Fleet, worker: Worker, admin_pool: Pool, clock: Clock,
+    metrics: MemoryMetrics, in_round: bool,
+) -> None:  # fmt: skip
+    hour = fleet.now_us - fleet.now_us % HOUR_US - 5 * HOUR_US
+    for tenant in (fleet, rival):
+        write(owner, tenant, {hour: 1.0})
+        if in_round:
+            await create_rollup(admin_pool, tenant.tenant_id, "numbers", ["temperature"])
+    await settle(worker)
+    refuse(owner, fleet, "rollup_minute_double", "minimum")
+    before = passed(owner)
+    for tenant in (fleet, rival):
+        write(owner, tenant, {hour + HOUR_US: POISON})
+        if not in_round:
+            await create_rollup(admin_pool, tenant.tenant_id, "numbers", ["temperature"])
+    await settle(worker)
+    assert await states(admin_pool, fleet, rival) == ["pending", "serving"]
+    assert hours(owner, rival) == 2
+    assert passed(owner) > before
+    assert metrics.value("atlasco_rollup_failures", source="data") == 1
+    # While it rests it is passed over.
+    write(owner, fleet, {hour + HOUR_US + MINUTE_US: POISON})
+    await settle(worker)
+    assert metrics.value("atlasco_rollup_failures", source="data") == 1
+    # Mended, it is filled anew; with what was passed over.
+    owner.execute("ALTER TABLE rollup_minute_double DROP CONSTRAINT poison")
+    owner.commit()
+    write(owner, fleet, {hour + 2 * HOUR_US: 3.0})
+    await settle(worker)
+    assert await states(admin_pool, fleet) == ["pending"]
+    clock.now_s += 3600
+    await settle(worker)
+    assert await states(admin_pool, fleet) == ["serving"]
+    assert hours(owner, fleet) == 3
+    counted = found(owner, "SELECT sum(readings) FROM rollup_hour_double WHERE tenant_id = %s", fleet.tenant_id)
+    owner.commit()
+    assert counted == 4
+
+
+async def test_a_projection_goes_out_of_service_alone(
+    owner: psycopg.Connection[Any], fleet: Fleet, rival: Fleet, worker: Worker, admin_pool: Pool, clock: Clock
+) -> None:
+    for tenant in (fleet, rival):
+        await create_projection(admin_pool, tenant.tenant_id, "wide", ["temperature"])
+        await create_rollup(admin_pool, tenant.tenant_id, "numbers", ["temperature"])
+    await settle(worker)
+    number = fleet.attributes["temperature"].attribute_id
+    refuse(owner, fleet, "projections.p1", f"v{number}")
+    for tenant in (fleet, rival):
+        write(owner, tenant, {fleet.now_us: POISON})
+    await settle(worker)
+
+    async def projections() -> list[str]:
+        return [p.status.state for t in (fleet, rival) for p in await list_projections(admin_pool, t.tenant_id)]
+
+    assert await projections() == ["pending", "serving"]
+    assert await states(admin_pool, fleet, rival) == ["serving", "serving"]
+    clock.now_s += 3600
+    await settle(worker)
+    assert await projections() == ["pending", "serving"]
+    write(owner, fleet, {fleet.now_us + 1: 1.0})
+    clock.now_s += 3600
+    await settle(worker)
+    assert await projections() == ["serving", "serving"]
+
+
+async def test_what_rests_is_out_of_service_wherever_it_is_passed_over(
+    owner: psycopg.Connection[Any], fleet: Fleet, rival: Fleet, worker: Worker, admin_pool: Pool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The transaction that took it out of service may not commit, and the next one passes over its changes."""
+    hour = fleet.now_us - fleet.now_us % HOUR_US - 5 * HOUR_US
+    await create_rollup(admin_pool, fleet.tenant_id, "numbers", ["temperature"])
+    await settle(worker)
+    refuse(owner, fleet, "rollup_minute_double", "minimum")
+    write(owner, fleet, {hour: POISON})
+    with monkeypatch.context() as patch:
+
+        async def dies(*_: object) -> None:
+            raise StorageDefect("killed")
+
+        patch.setattr("storage.rollup.follow.store", dies)
+        with pytest.raises(StorageDefect):
+            await worker.round()
+    assert await states(admin_pool, fleet) == ["serving"]
+    await worker.round()
+    assert await states(admin_pool, fleet) == ["pending"]
+
+
+async def test_a_round_that_cannot_be_finished_holds_up_nothing_else(
+    owner: psycopg.Connection[Any], fleet: Fleet, worker: Worker, admin_pool: Pool, clock: Clock,
+    metrics: MemoryMetrics,
+) -> None:  # fmt: skip
+    await settle(worker)
+    await create_rollup(admin_pool, fleet.tenant_id, "numbers", ["temperature"])
+    operation = uuid4()
+    await order_deletion(admin_pool, fleet.tenant_id, "device-0002", operation)
+    # No batch: every round ends in an error.
+    owner.execute("INSERT INTO outbox (lane, batch_id, changes, tenant_ids, min_ts, max_ts, payload) "
+                  "VALUES (0, gen_random_uuid(), 1, %s, ARRAY[now()], ARRAY[now()], '\\xffff')",
+                  [[fleet.tenant_id]])  # fmt: skip
+    owner.commit()
+    before = passed(owner)
+    await settle(worker)
+    assert passed(owner) == before
+    assert await states(admin_pool, fleet) == ["serving"]
+    step = (await find_operation(admin_pool, fleet.tenant_id, operation)).step
+    assert step not in ("database", "settle")
+    assert metrics.value("atlasco_rollup_failures", source="data") == 1
+    owner.execute("DELETE FROM outbox")
+    owner.commit()
+    clock.now_s += 60
+    await settle(worker)
+    assert passed(owner) > before
