@@ -48,16 +48,20 @@ class Round:
 async def adopt(pool: Pool, epoch: int) -> None:
     """Make the cursors exist, and refuse earlier holders of the lease.
 
+    Cursors that are made begin at the present. What was committed while there were none is for the back-fills: what
+    an earlier worker kept up is filled again.
+
     Raises:
         LeaseLost: somebody with a newer lease was here.
         StorageError: the database.
     """
     with translated():
-        async with pool.connection() as connection:
-            await connection.execute(_SQL["add_lanes"])
+        async with pool.connection() as connection, connection.transaction():
+            if (await connection.execute(_SQL["add_lanes"])).rowcount:
+                await _fill_again(connection)
             done = await connection.execute(_SQL["adopt_lanes"], {"epoch": epoch})
-    if not done.rowcount:
-        raise LeaseLost("another worker has a newer lease")
+            if not done.rowcount:
+                raise LeaseLost("another worker has a newer lease")
 
 
 async def hold(connection: Connection, epoch: int) -> None:
@@ -166,5 +170,9 @@ async def recover(connection: Connection, epoch: int, needed: Recovery) -> None:
         await connection.execute(_SQL["rewind_lanes"], key)
     else:
         await connection.execute(_SQL["restart_lanes"], key)
-        await connection.execute(_SQL["restart_rollups"])
-        await connection.execute(_SQL["restart_projections"])
+        await _fill_again(connection)
+
+
+async def _fill_again(connection: Connection) -> None:
+    await connection.execute(_SQL["restart_rollups"])
+    await connection.execute(_SQL["restart_projections"])

@@ -1,0 +1,88 @@
+"""What rollups and projections claim to be complete, they are: the answer with them is the answer without."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import psycopg
+import pytest
+
+from storage.aggregate import aggregate
+from storage.aggregate_buckets import Bucket, BucketUnit
+from storage.aggregate_model import AggregateQuestion, AggregateSource, Function, Selection
+from storage.database import Pool, PoolSettings, Role, make_pool
+from storage.read_session import ReadSession, read_session
+from storage.read_tenants import TenantDirectory
+from storage.rollup.declare import create_projection, create_rollup
+from storage.rollup.service import Worker
+from storage.search import FindQuestion, SearchSource, find_entities
+from storage.statements import statements
+from tests.rollup.conftest import Write, make_worker, settle
+from tests.search.fleet import HOUR_US, TENANT, Fleet
+from tests.storage.conftest import QUERY_LOGIN, Database
+
+DEVICE = "device-0001"
+Counts: TypeAlias = dict[int, int]
+Counted: TypeAlias = Callable[[int, int, BucketUnit], Awaitable[tuple[Counts, Counts | None]]]
+
+
+@asynccontextmanager
+async def reading(database: Database) -> AsyncIterator[ReadSession]:
+    async with (
+        make_pool(PoolSettings(database(user=QUERY_LOGIN), Role.QUERY, max_size=1)) as pool,
+        read_session(pool, TenantDirectory(), TENANT, 30.0) as session,
+    ):
+        yield session
+
+
+@pytest.fixture
+def counted(database: Database) -> Counted:
+    """Readings per bucket of a range: from the readings, and from rollups; None: these do not answer."""
+
+    async def count(start_us: int, end_us: int, unit: BucketUnit) -> tuple[Counts, Counts | None]:
+        question = AggregateQuestion(
+            Selection([DEVICE]), ["temperature"], start_us, end_us, [Function.COUNT], Bucket(unit)
+        )
+        answers = []
+        for needed_as_of_us in (None, 0):
+            async with reading(database) as session:
+                answers.append(await aggregate(session, question, needed_as_of_us=needed_as_of_us))
+        one, other = (
+            {
+                at: n
+                for series in a.series
+                for at, n in zip(series.bucket_times_us, series.columns[0].values, strict=True)
+            }
+            for a in answers
+        )
+        return one, other if answers[1].source is AggregateSource.ROLLUP else None
+
+    return count
+
+
+async def test_a_new_worker_after_forget_fills_again_what_it_missed(
+    database: Database, owner: psycopg.Connection[Any], fleet: Fleet, write: Write, worker: Worker, pool: Pool,
+    admin_pool: Pool, counted: Counted,
+) -> None:  # fmt: skip
+    hour = fleet.now_us - fleet.now_us % HOUR_US - 3 * HOUR_US
+    write(DEVICE, "temperature", {hour + 1: 1.0, hour + 2: 1.0})
+    await create_rollup(admin_pool, fleet.tenant_id, "numbers", ["temperature"])
+    await create_projection(admin_pool, fleet.tenant_id, "wide", ["temperature"])
+    await settle(worker)
+    owner.execute(statements("rollup.sql")["forget_consumer"])
+    owner.commit()
+    # Nobody keeps the outbox for this one.
+    write(DEVICE, "temperature", {hour + 3: 1.0, fleet.now_us + 5: 4242.0})
+    newer = make_worker(pool, 2)
+    await newer.adopt()
+    await newer.round()
+    # Not filled again yet: not used.
+    assert (await counted(hour, hour + HOUR_US, BucketUnit.HOUR))[1] is None
+    await settle(newer)
+    assert await counted(hour, hour + HOUR_US, BucketUnit.HOUR) == ({hour: 3}, {hour: 3})
+    async with reading(database) as session:
+        page = await find_entities(
+            session, FindQuestion("temperature = 4242"), page_size=9, after="", needed_as_of_us=0
+        )
+    assert page.source is SearchSource.PROJECTION
+    assert [device.entity.name for device in page.devices] == [DEVICE]
