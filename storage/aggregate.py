@@ -236,7 +236,8 @@ async def _rolled(
     rows = await (await session.run_text(_SQL["serving_rollups"], parameters)).fetchall()
     if len(rows) < len(attributes):
         return None
-    filled_from_us = max(start_us, *(row[1] for row in rows))
+    # Back-fills begin at whole hours, whatever is stored of one that an earlier program made.
+    filled_from_us = max(start_us, *(-(-row[1] // HOUR_US) * HOUR_US for row in rows))
     inner = edges[1:]
     for unit_us, unit in ((HOUR_US, "hour"), (MINUTE_US, "minute")):
         from_us, to_us = -(-filled_from_us // unit_us) * unit_us, end_us // unit_us * unit_us

@@ -41,7 +41,9 @@ async def fill_rollup(connection: Connection, limits: StepLimits, isolation: Iso
     row = await (await connection.execute(_ROLLUP["pending_rollup"], {"resting": resting})).fetchone()
     if row is None:
         return False
-    tenant, name, _, complete_from, after, backfill_from, top, floor, *ids = row
+    tenant, name, _, complete_from, after, _, top, floor, *ids, oldest = row
+    if complete_from is None:
+        top = max(top, await _stored_ahead(connection, tenant) or top)
     start: datetime = max(top - _WINDOW, _whole_hour(floor)) if floor is not None else top
     entities: list[int] = []
     if start < top:
@@ -62,9 +64,11 @@ async def fill_rollup(connection: Connection, limits: StepLimits, isolation: Iso
     else:
         position |= {"complete_from": start, "entity": 0}
         if floor is None or start <= _whole_hour(floor):
-            # Done. What lies before the floor is gone, or not wanted.
+            # Done. What lies before is gone or not wanted, and not in the buckets; unless nothing was ever stored
+            # there, for what comes later is computed by the rounds.
             position["state"] = "serving"
-            position["complete_from"] = backfill_from
+            if oldest is None or floor <= oldest:
+                position["complete_from"] = None
     await connection.execute(_ROLLUP["move_rollup"], position)
     return True
 
@@ -126,6 +130,11 @@ async def remove_projections(connection: Connection) -> int:
 def _of_unit(name: str, unit: LiteralString, value_type: ValueType) -> LiteralString:
     kind: LiteralString = "double" if value_type is ValueType.DOUBLE else "bigint"
     return _ROLLUP[name].replace("{unit}", unit).replace("{type}", kind)
+
+
+async def _stored_ahead(connection: Connection, tenant: int) -> datetime | None:
+    row = await (await connection.execute(_ROLLUP["stored_ahead"], {"tenant": tenant})).fetchone()
+    return None if row is None else row[0]
 
 
 async def _entities(connection: Connection, tenant: int, after: int, kind: str, limit: int) -> list[int]:

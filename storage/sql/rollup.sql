@@ -151,11 +151,26 @@ SELECT r.tenant_id, r.name, r.state, r.complete_from, r.backfill_entity, r.backf
        (SELECT array_agg(a.attribute_id) FROM attributes a
          WHERE a.tenant_id = r.tenant_id AND a.attribute_id = ANY (r.attribute_ids) AND a.type = 'double'),
        (SELECT array_agg(a.attribute_id) FROM attributes a
-         WHERE a.tenant_id = r.tenant_id AND a.attribute_id = ANY (r.attribute_ids) AND a.type = 'bigint')
+         WHERE a.tenant_id = r.tenant_id AND a.attribute_id = ANY (r.attribute_ids) AND a.type = 'bigint'),
+       -- Before this no reading was ever stored, or all that were are gone.
+       (SELECT min(h.ts_from) FROM history_partitions h
+         WHERE h.tenant_from = s.tenant_from AND h.retired_at IS NULL)
   FROM rollups r JOIN tenants t USING (tenant_id) CROSS JOIN LATERAL tenant_slot(r.tenant_id) s
  WHERE r.state IN ('pending', 'backfilling') AND r.tenant_id <> ALL (%(resting)s)
  ORDER BY r.created_at, r.tenant_id, r.name
  LIMIT 1 FOR UPDATE OF r
+
+-- name: stored_ahead
+-- The end of the last range that holds readings of the tenant, as far as it lies beyond what may be written now: the
+-- window may have been wider once.
+SELECT max(h.ts_to)
+  FROM tenants t CROSS JOIN LATERAL tenant_slot(t.tenant_id) s
+  JOIN history_partitions h ON h.tenant_from = s.tenant_from
+ WHERE t.tenant_id = %(tenant)s AND h.retired_at IS NULL AND h.ts_to > now() + t.window_future
+   AND (EXISTS (SELECT FROM entity_attributes_double r
+                 WHERE r.tenant_id = %(tenant)s AND r.ts >= h.ts_from AND r.ts < h.ts_to)
+        OR EXISTS (SELECT FROM entity_attributes_bigint r
+                    WHERE r.tenant_id = %(tenant)s AND r.ts >= h.ts_from AND r.ts < h.ts_to))
 
 -- name: next_entities
 SELECT entity_id FROM entities

@@ -13,12 +13,13 @@ from storage.aggregate_model import AggregateQuestion, AggregateSource, Function
 from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.read_session import ReadSession, read_session
 from storage.read_tenants import TenantDirectory
-from storage.rollup.declare import create_projection, create_rollup
+from storage.rollup.buckets import moment
+from storage.rollup.declare import create_projection, create_rollup, list_rollups
 from storage.rollup.service import Worker
 from storage.search import FindQuestion, SearchSource, find_entities
 from storage.statements import statements
 from tests.rollup.conftest import Write, make_worker, settle
-from tests.search.fleet import HOUR_US, TENANT, Fleet
+from tests.search.fleet import HOUR_US, MINUTE_US, TENANT, Fleet, found
 from tests.storage.conftest import QUERY_LOGIN, Database
 
 DEVICE = "device-0001"
@@ -86,3 +87,72 @@ async def test_a_new_worker_after_forget_fills_again_what_it_missed(
         )
     assert page.source is SearchSource.PROJECTION
     assert [device.entity.name for device in page.devices] == [DEVICE]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "after an earlier program"])
+async def test_a_back_fill_claims_the_whole_hours_that_it_filled(
+    owner: psycopg.Connection[Any], fleet: Fleet, write: Write, worker: Worker, admin_pool: Pool, counted: Counted,
+    late: bool,
+) -> None:  # fmt: skip
+    hour = fleet.now_us - fleet.now_us % HOUR_US - 5 * HOUR_US
+    write(DEVICE, "temperature", {hour + minute * MINUTE_US: 1.0 for minute in range(120)})
+    await settle(worker)
+    since = moment(hour + 20 * MINUTE_US)
+    await create_rollup(admin_pool, fleet.tenant_id, "numbers", ["temperature"], since)
+    await settle(worker)
+    if late:
+        owner.execute("UPDATE rollups SET complete_from = backfill_from")
+        owner.commit()
+    every = {hour + minute * MINUTE_US: 1 for minute in range(120)}
+    assert await counted(hour, hour + 2 * HOUR_US, BucketUnit.MINUTE) == (every, every)
+
+
+async def test_a_back_fill_ends_where_retention_does_within_an_hour(
+    owner: psycopg.Connection[Any], fleet: Fleet, write: Write, worker: Worker, admin_pool: Pool, counted: Counted
+) -> None:
+    owner.execute(
+        "UPDATE tenants SET window_past = '1 hour', "
+        "retention = interval '4 days' + (now() - date_trunc('hour', now())) + interval '35 minutes'"
+    )
+    oldest_us = found(owner, "SELECT (extract(epoch FROM now() - retention) * 1000000)::bigint FROM tenants "
+                             "WHERE name = %s", TENANT)  # fmt: skip
+    owner.commit()
+    minute = oldest_us - oldest_us % MINUTE_US
+    write(DEVICE, "temperature", {minute + number * MINUTE_US + 1: 1.0 for number in range(2, 120)})
+    await settle(worker)
+    await create_rollup(admin_pool, fleet.tenant_id, "numbers", ["temperature"])
+    await settle(worker)
+    one, other = await counted(minute + 2 * MINUTE_US, minute + 120 * MINUTE_US, BucketUnit.MINUTE)
+    assert one == other
+    assert sum(one.values()) > 110
+
+
+async def test_a_rollup_of_all_there_ever_was_is_complete_from_the_beginning(
+    fleet: Fleet, write: Write, worker: Worker, admin_pool: Pool
+) -> None:
+    write(DEVICE, "temperature", {fleet.now_us: 1.0})
+    await create_rollup(admin_pool, fleet.tenant_id, "all", ["temperature"])
+    await create_rollup(admin_pool, fleet.tenant_id, "some", ["temperature"], moment(fleet.now_us - 90 * MINUTE_US))
+    await settle(worker)
+    entries = {entry.name: entry.status for entry in await list_rollups(admin_pool, fleet.tenant_id)}
+    assert entries["all"].complete_from is None
+    since = entries["some"].complete_from
+    assert since is not None
+    assert moment(fleet.now_us - 90 * MINUTE_US) <= since < moment(fleet.now_us - 30 * MINUTE_US)
+
+
+async def test_readings_ahead_of_a_window_that_was_lowered_are_filled(
+    owner: psycopg.Connection[Any], fleet: Fleet, write: Write, worker: Worker, admin_pool: Pool, counted: Counted
+) -> None:
+    owner.execute("UPDATE tenants SET window_future = '7 days'")
+    owner.execute("SELECT ensure_history(%s, now(), now() + interval '6 days')", [fleet.tenant_id])
+    owner.commit()
+    ahead = fleet.now_us - fleet.now_us % HOUR_US + 5 * 24 * HOUR_US
+    write(DEVICE, "temperature", {ahead + 5: 1.0})
+    # Past the outbox: what is there before the declaration is the back-fill's.
+    await settle(worker)
+    owner.execute("UPDATE tenants SET window_future = '10 minutes'")
+    owner.commit()
+    await create_rollup(admin_pool, fleet.tenant_id, "numbers", ["temperature"])
+    await settle(worker)
+    assert await counted(ahead, ahead + 2 * HOUR_US, BucketUnit.HOUR) == ({ahead: 1}, {ahead: 1})
