@@ -36,7 +36,7 @@ from storage.read_model import EntityNotFound
 from storage.read_series import attributes_by_name, entity_ids
 from storage.read_session import ReadSession
 from storage.read_wire import Timestamp
-from storage.search import bound_filter, follower_watermark, latest_condition, oldest_shown
+from storage.search import bound_filter, follower_watermark, latest_condition, oldest_shown, proves
 from storage.statements import statements
 
 _SQL = statements("aggregate.sql")
@@ -230,7 +230,7 @@ async def _rolled(
     ):
         return None
     as_of_us = await follower_watermark(session)
-    if as_of_us is None or as_of_us < needed_as_of_us:
+    if as_of_us is None or not proves(session, as_of_us, needed_as_of_us):
         return None
     parameters = {"attributes": Int4Array([a.attribute_id for a in attributes])}
     rows = await (await session.run_text(_SQL["serving_rollups"], parameters)).fetchall()

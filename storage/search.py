@@ -108,7 +108,8 @@ async def find_entities(
     oldest_us = await oldest_shown(session)
     projection = None
     if needed_as_of_us is not None:
-        projection = choose_projection(bound, await serving_projections(session), needed_as_of_us)
+        able = [p for p in await serving_projections(session) if proves(session, p.as_of_us, needed_as_of_us)]
+        projection = choose_projection(bound, able)
     parameters: dict[str, Any] = {
         "after": after,
         "only": question.only,
@@ -154,6 +155,17 @@ async def oldest_shown(session: ReadSession) -> int:
     return session.snapshot.complete_from_us or 0
 
 
+def proves(session: ReadSession, as_of_us: int, needed_as_of_us: int) -> bool:
+    """Whether a watermark in the session's snapshot proves that rollups and projections are fresh enough.
+
+    One from beyond the time that the snapshot itself proves was written by a clock that was set back since, or by a
+    primary whose clock ran ahead: what was committed before it need not be in them. On a replica it can also be a
+    few milliseconds ahead of the heartbeat beside it, which is then passed over with the others: nothing in the
+    snapshot tells the one from the other.
+    """
+    return needed_as_of_us <= as_of_us <= session.as_of_us
+
+
 async def follower_watermark(session: ReadSession) -> int | None:
     """Up to when, in microseconds on the primary's clock, rollups and projections are complete in this snapshot."""
     row = await (await session.run_text(_SQL["follower_watermark"])).fetchone()
@@ -166,17 +178,13 @@ async def serving_projections(session: ReadSession) -> list[Projection]:
     return [Projection(number, name, kind, frozenset(ids), through) for number, name, kind, ids, through in rows]
 
 
-def choose_projection(bound: Bound, projections: Sequence[Projection], needed_as_of_us: int) -> Projection | None:
-    """The narrowest projection that can answer; None: none can."""
+def choose_projection(bound: Bound, projections: Sequence[Projection]) -> Projection | None:
+    """The narrowest projection that can answer, of those that are fresh enough; None: none can."""
     wanted = {attribute.attribute_id for attribute in compared_attributes(bound)}
     if not needs_a_value(bound):
         return None
     kind = required_type(bound)
-    able = [
-        p
-        for p in projections
-        if wanted <= p.attribute_ids and p.entity_type in ("", kind) and p.as_of_us >= needed_as_of_us
-    ]
+    able = [p for p in projections if wanted <= p.attribute_ids and p.entity_type in ("", kind)]
     return min(able, key=lambda p: (not p.entity_type, len(p.attribute_ids), p.projection_id), default=None)
 
 

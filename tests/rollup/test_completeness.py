@@ -156,3 +156,28 @@ async def test_readings_ahead_of_a_window_that_was_lowered_are_filled(
     await create_rollup(admin_pool, fleet.tenant_id, "numbers", ["temperature"])
     await settle(worker)
     assert await counted(ahead, ahead + 2 * HOUR_US, BucketUnit.HOUR) == ({ahead: 1}, {ahead: 1})
+
+
+async def test_a_watermark_from_the_future_proves_nothing(
+    database: Database, owner: psycopg.Connection[Any], fleet: Fleet, write: Write, worker: Worker, admin_pool: Pool,
+    counted: Counted,
+) -> None:  # fmt: skip
+    hour = fleet.now_us - fleet.now_us % HOUR_US - 3 * HOUR_US
+    write(DEVICE, "temperature", {hour + 1: 1.0})
+    await create_rollup(admin_pool, fleet.tenant_id, "numbers", ["temperature"])
+    await create_projection(admin_pool, fleet.tenant_id, "wide", ["temperature"])
+    await settle(worker)
+    # What it says after the primary's clock was set back.
+    owner.execute("UPDATE outbox_consumers SET published_through = now() + interval '1 minute'")
+    owner.commit()
+    write(DEVICE, "temperature", {fleet.now_us + 5: 4242.0})
+    assert (await counted(hour, hour + HOUR_US, BucketUnit.HOUR))[1] is None
+    question = FindQuestion("temperature = 4242")
+    for source in (SearchSource.LATEST, SearchSource.PROJECTION):
+        async with reading(database) as session:
+            page = await find_entities(session, question, page_size=9, after="", needed_as_of_us=0)
+        assert page.source is source
+        assert [device.entity.name for device in page.devices] == [DEVICE]
+        # The next round writes one of the present.
+        await settle(worker)
+    assert (await counted(hour, hour + HOUR_US, BucketUnit.HOUR))[1] == {hour: 1}
