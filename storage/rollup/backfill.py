@@ -118,13 +118,14 @@ async def remove_dropped(connection: Connection, limits: StepLimits) -> bool:
     return True
 
 
-async def remove_projections(connection: Connection) -> int:
-    """Drop the tables of dropped projections that nobody reads at the moment; returns how many."""
-    removed = 0
-    for (projection,) in await (await connection.execute(_PROJECTION["dropped_projections"])).fetchall():
-        row = await (await connection.execute(_PROJECTION["remove_projection"], {"projection": projection})).fetchone()
-        removed += bool(row and row[0])
-    return removed
+async def dropped_projections(connection: Connection) -> list[int]:
+    """The ids of projections that are out of use and still have a table."""
+    return [number for (number,) in await (await connection.execute(_PROJECTION["dropped_projections"])).fetchall()]
+
+
+async def remove_projection(connection: Connection, projection: int) -> None:
+    """Remove a dropped projection and its table; nothing while it is read, which the next attempt may find over."""
+    await connection.execute(_PROJECTION["remove_projection"], {"projection": projection})
 
 
 def _of_unit(name: str, unit: LiteralString, value_type: ValueType) -> LiteralString:

@@ -26,7 +26,14 @@ from storage.model import ValueType
 from storage.relay.cursor import Recovery, microseconds
 from storage.relay.drain import PageLimits
 from storage.rollup import follow
-from storage.rollup.backfill import StepLimits, fill_projection, fill_rollup, remove_dropped, remove_projections
+from storage.rollup.backfill import (
+    StepLimits,
+    dropped_projections,
+    fill_projection,
+    fill_rollup,
+    remove_dropped,
+    remove_projection,
+)
 from storage.rollup.buckets import compute
 from storage.rollup.config import RollupConfig
 from storage.rollup.dirty import Declarations, Dirty, Keys, ProjectionTable, dirty
@@ -45,7 +52,12 @@ _START_TIMEOUT_S: Final = 30.0
 # After a failure, and after many in a row.
 _SHORTEST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 10.0
-_HOUSEKEEPING_S: Final = 600.0
+# Also how soon the name of a dropped projection is free.
+_HOUSEKEEPING_S: Final = 60.0
+
+LONGEST_READ_S: Final = 60.0
+"""How long the table of a dropped projection is kept for reads that had begun before; more than a gateway gives a read,
+which is `QueryLimits.longest_s`."""
 
 
 def rollup_pool(dsn: str) -> Pool:
@@ -89,6 +101,9 @@ class Worker:
         self._settle_s = config.settle_s
         self._limits = PageLimits(config.page_rows, config.page_bytes)
         self._steps = StepLimits(rollup_devices=config.backfill_devices)
+        self._clock = clock
+        # Dropped projections, and when they were first seen to be: their drop is no younger.
+        self._dropped: dict[int, float] = {}
         self._failing = Rests(clock, _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S)
         self._isolation = Isolation(metrics, clock)
 
@@ -171,7 +186,14 @@ class Worker:
         with translated():
             async with self._pool.connection() as connection:
                 await connection.execute(_SQL["retire_rollups"])
-                await remove_projections(connection)
+                await self._remove_projections(connection)
+
+    async def _remove_projections(self, connection: Connection) -> None:
+        now_s = self._clock()
+        self._dropped = {number: self._dropped.get(number, now_s) for number in await dropped_projections(connection)}
+        for number, since_s in self._dropped.items():
+            if now_s - since_s > LONGEST_READ_S:
+                await remove_projection(connection, number)
 
     async def _apply(self, connection: Connection, stale: Dirty, declarations: Declarations) -> None:
         works: dict[Part, list[Callable[[], Awaitable[None]]]] = {}

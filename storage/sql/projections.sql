@@ -33,6 +33,7 @@ SELECT projection_id, backfill_entity FROM projections
 UPDATE projections SET state = %(state)s, backfill_entity = %(entity)s WHERE projection_id = %(projection)s
 
 -- name: dropped_projections
+-- In use by nothing that begins from now on.
 SELECT projection_id FROM projections WHERE state = 'dropping' ORDER BY projection_id
 
 -- name: remove_projection

@@ -8,7 +8,8 @@ SELECT CASE WHEN count(c.published_through) = (SELECT lanes FROM settings) THEN 
  WHERE c.consumer = 'rollup'
 
 -- name: serving_projections
--- With the watermark, as in follower_watermark.
+-- With the watermark, as in follower_watermark. A table may be gone that the snapshot still shows in use: on a replica
+-- that catches up, long before the time that the worker leaves to reads.
 SELECT p.projection_id, p.name, p.entity_type, p.attribute_ids, w.through
   FROM projections p
  CROSS JOIN (
@@ -16,6 +17,7 @@ SELECT p.projection_id, p.name, p.entity_type, p.attribute_ids, w.through
          FROM outbox_consumers c
         WHERE c.consumer = 'rollup') w (through)
  WHERE p.tenant_id = %(tenant)s AND p.state = 'serving' AND w.through IS NOT NULL
+   AND to_regclass('tenant_data.projection_' || p.projection_id) IS NOT NULL
 
 -- name: plan_by_latest
 -- Plans for the very constants. Where latest values are looked at device by device, nothing but their key may serve:

@@ -1,5 +1,6 @@
 """A database with a small fleet, written to as ingest does, and a worker to follow it."""
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -9,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from runtime.metrics import MemoryMetrics
+from runtime.metrics import MemoryMetrics, Metrics
 from storage.database import Pool
 from storage.model import Changes, Names
 from storage.outbox import encode_outbox
@@ -114,8 +115,26 @@ async def worker(pool: Pool, fleet: Fleet) -> Worker:
     return made
 
 
-def make_worker(pool: Pool, epoch: int, **settings: Any) -> Worker:
-    return Worker(pool, epoch, RollupConfig(dsn="-", settle_s=0.0, **settings), MemoryMetrics())
+class Clock:
+    """Goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def make_worker(
+    pool: Pool, epoch: int, *, clock: Callable[[], float] = time.monotonic, metrics: Metrics | None = None,
+    **settings: Any,
+) -> Worker:  # fmt: skip
+    return Worker(pool, epoch, RollupConfig(dsn="-", settle_s=0.0, **settings), metrics or MemoryMetrics(), clock)
 
 
 async def settle(worker: Worker) -> None:

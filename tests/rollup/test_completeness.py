@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import psycopg
 import pytest
 
+from gateway.query import QueryLimits
 from storage.aggregate import aggregate
 from storage.aggregate_buckets import Bucket, BucketUnit
 from storage.aggregate_model import AggregateQuestion, AggregateSource, Function, Selection
@@ -14,11 +15,11 @@ from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.read_session import ReadSession, read_session
 from storage.read_tenants import TenantDirectory
 from storage.rollup.buckets import moment
-from storage.rollup.declare import create_projection, create_rollup, list_rollups
-from storage.rollup.service import Worker
+from storage.rollup.declare import create_projection, create_rollup, drop_projection, list_rollups
+from storage.rollup.service import LONGEST_READ_S, Worker
 from storage.search import FindQuestion, SearchSource, find_entities
 from storage.statements import statements
-from tests.rollup.conftest import Write, make_worker, settle
+from tests.rollup.conftest import Clock, Write, make_worker, settle
 from tests.search.fleet import HOUR_US, MINUTE_US, TENANT, Fleet, found
 from tests.storage.conftest import QUERY_LOGIN, Database
 
@@ -181,3 +182,51 @@ async def test_a_watermark_from_the_future_proves_nothing(
         # The next round writes one of the present.
         await settle(worker)
     assert (await counted(hour, hour + HOUR_US, BucketUnit.HOUR))[1] == {hour: 1}
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["in time", "too soon"])
+async def test_a_projection_that_is_dropped_under_a_reader_is_still_there_or_not_used(
+    database: Database, owner: psycopg.Connection[Any], fleet: Fleet, write: Write, worker: Worker, admin_pool: Pool,
+    gone: bool,
+) -> None:  # fmt: skip
+    write(DEVICE, "temperature", {fleet.now_us - 5: 4242.0})
+    await create_projection(admin_pool, fleet.tenant_id, "wide", ["temperature"])
+    await settle(worker)
+    await settle(worker)
+    async with reading(database) as session:
+        await drop_projection(admin_pool, fleet.tenant_id, "wide")
+        await worker.housekeeping()
+        if gone:
+            # As on a replica, which may replay in a moment what was minutes apart.
+            owner.execute("SELECT remove_projection(1)")
+            owner.commit()
+        page = await find_entities(
+            session, FindQuestion("temperature = 4242"), page_size=9, after="", needed_as_of_us=0
+        )
+    assert page.source is (SearchSource.LATEST if gone else SearchSource.PROJECTION)
+    assert [device.entity.name for device in page.devices] == [DEVICE]
+
+
+async def test_a_dropped_projection_goes_when_no_read_can_know_it_any_more(
+    owner: psycopg.Connection[Any], fleet: Fleet, pool: Pool, admin_pool: Pool, clock: Clock
+) -> None:
+    worker = make_worker(pool, 1, clock=clock)
+    await worker.adopt()
+    await create_projection(admin_pool, fleet.tenant_id, "wide", ["temperature"])
+    await settle(worker)
+    clock.now_s += 1e6
+    await drop_projection(admin_pool, fleet.tenant_id, "wide")
+
+    async def tables() -> int:
+        await worker.housekeeping()
+        tables = found(owner, "SELECT count(*) FROM pg_class WHERE relnamespace = 'projections'::regnamespace "
+                              "AND relkind = 'r'")  # fmt: skip
+        owner.commit()
+        return int(tables)
+
+    assert await tables() == 1
+    clock.now_s += QueryLimits().longest_s + 10
+    assert await tables() == 1
+    clock.now_s += LONGEST_READ_S
+    assert await tables() == 0
+    assert QueryLimits().longest_s < LONGEST_READ_S

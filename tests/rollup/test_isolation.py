@@ -10,31 +10,15 @@ from runtime.metrics import MemoryMetrics
 from storage.database import Pool
 from storage.deletion import find_operation, order_deletion
 from storage.errors import StorageDefect
-from storage.rollup.config import RollupConfig
 from storage.rollup.declare import create_projection, create_rollup, list_projections, list_rollups
 from storage.rollup.service import Worker
-from tests.rollup.conftest import settle, write_readings
+from tests.rollup.conftest import Clock, make_worker, settle, write_readings
 from tests.rollup.test_extreme_values import DEVICE, rival
 from tests.search.fleet import HOUR_US, MINUTE_US, Fleet, found
 
 __all__ = ["rival"]
 
 POISON = 666.0
-
-
-class Clock:
-    """Goes on when it is told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -44,7 +28,7 @@ def metrics() -> MemoryMetrics:
 
 @pytest.fixture
 async def worker(pool: Pool, fleet: Fleet, clock: Clock, metrics: MemoryMetrics) -> Worker:
-    made = Worker(pool, 1, RollupConfig(dsn="-", settle_s=0.0), metrics, clock)
+    made = make_worker(pool, 1, clock=clock, metrics=metrics)
     await made.adopt()
     return made
 

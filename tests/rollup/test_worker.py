@@ -23,8 +23,8 @@ from storage.rollup.declare import (
     list_rollups,
 )
 from storage.rollup.follow import LeaseLost
-from storage.rollup.service import Worker
-from tests.rollup.conftest import Write, make_worker, settle, write_readings
+from storage.rollup.service import LONGEST_READ_S, Worker
+from tests.rollup.conftest import Clock, Write, make_worker, settle, write_readings
 from tests.search.fleet import HOUR_US, MINUTE_US, Fleet
 
 DEVICES = ("device-0001", "device-0002", "device-0003")
@@ -235,8 +235,10 @@ async def test_the_outbox_waits_for_the_worker(
 
 
 async def test_declarations(
-    fleet: Fleet, worker: Worker, admin_pool: Pool, owner: psycopg.Connection[Any], write: Write
+    fleet: Fleet, pool: Pool, admin_pool: Pool, owner: psycopg.Connection[Any], write: Write, clock: Clock
 ) -> None:
+    worker = make_worker(pool, 1, clock=clock)
+    await worker.adopt()
     tenant = fleet.tenant_id
     made = await create_rollup(admin_pool, tenant, "numbers", ["count", "temperature"])
     assert made == await create_rollup(admin_pool, tenant, "numbers", ["temperature", "count"])
@@ -266,6 +268,8 @@ async def test_declarations(
         await drop_projection(admin_pool, tenant, "p0")
     await drop_rollup(admin_pool, tenant, "numbers")
     await settle(worker)
+    await worker.housekeeping()
+    clock.now_s += 2 * LONGEST_READ_S
     await worker.housekeeping()
     assert await list_projections(admin_pool, tenant) == []
     assert await list_rollups(admin_pool, tenant) == []
