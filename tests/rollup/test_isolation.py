@@ -11,6 +11,7 @@ from storage.database import Pool
 from storage.deletion import find_operation, order_deletion
 from storage.errors import StorageDefect
 from storage.rollup.declare import create_projection, create_rollup, list_projections, list_rollups
+from storage.rollup.isolation import Rests
 from storage.rollup.service import Worker
 from tests.rollup.conftest import Clock, make_worker, settle, write_readings
 from tests.rollup.test_extreme_values import DEVICE, rival
@@ -61,6 +62,23 @@ def passed(owner: psycopg.Connection[Any]) -> Any:
 
 async def states(pool: Pool, *tenants: Fleet) -> list[str]:
     return [r.status.state for t in tenants for r in await list_rollups(pool, t.tenant_id)]
+
+
+def test_what_fails_again_rests_longer_and_what_succeeds_starts_over(clock: Clock) -> None:
+    rests = Rests(clock, 1.0, 5.0)
+    for pause_s in (1.0, 2.0, 4.0, 5.0, 5.0):
+        assert rests.is_due("a")
+        assert rests.resting == []
+        rests.failed("a")
+        clock.now_s += pause_s - 0.1
+        assert not rests.is_due("a")
+        assert rests.is_due("b")
+        assert rests.resting == ["a"]
+        clock.now_s += 0.1
+    rests.succeeded("a")
+    rests.failed("a")
+    clock.now_s += 1.0
+    assert rests.is_due("a")
 
 
 @pytest.mark.parametrize("in_round", [True, False], ids=["round", "back-fill"])
