@@ -113,6 +113,8 @@ class Isolation:
                 await suspend(connection, part)
             else:
                 due.append((part, partial(_in_turn, of_part)))
+        if not due:
+            return
         try:
             # Together at first: a subtransaction for each would overflow what the server keeps of them in memory, and
             # slow down every snapshot, those of the replicas too.
