@@ -36,7 +36,7 @@ from storage.read_model import EntityNotFound
 from storage.read_series import attributes_by_name, entity_ids
 from storage.read_session import ReadSession
 from storage.read_wire import Timestamp
-from storage.search import bound_filter, follower_watermark, latest_condition, oldest_shown, proves
+from storage.search import bound_filter, follower_watermark, latest_condition, oldest_shown
 from storage.statements import statements
 
 _SQL = statements("aggregate.sql")
@@ -229,8 +229,8 @@ async def _rolled(
         a.type not in (ValueType.DOUBLE, ValueType.BIGINT) for a in attributes
     ):
         return None
-    as_of_us = await follower_watermark(session)
-    if as_of_us is None or not proves(session, as_of_us, needed_as_of_us):
+    watermark = await follower_watermark(session)
+    if watermark is None or not watermark.proves(needed_as_of_us, session.as_of_us):
         return None
     parameters = {"attributes": Int4Array([a.attribute_id for a in attributes])}
     rows = await (await session.run_text(_SQL["serving_rollups"], parameters)).fetchall()
@@ -242,7 +242,7 @@ async def _rolled(
     for unit_us, unit in ((HOUR_US, "hour"), (MINUTE_US, "minute")):
         from_us, to_us = -(-filled_from_us // unit_us) * unit_us, end_us // unit_us * unit_us
         if from_us < to_us and not any(edge % unit_us for edge in inner):
-            return _Rolled("hour" if unit == "hour" else "minute", from_us, to_us, as_of_us)
+            return _Rolled("hour" if unit == "hour" else "minute", from_us, to_us, watermark.as_of_us)
     return None
 
 

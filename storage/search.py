@@ -9,7 +9,7 @@ when its watermark, read in the same snapshot, is as fresh as the answer must be
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from psycopg import sql
 
@@ -33,6 +33,9 @@ from storage.read_wire import Timestamp
 from storage.statements import statements
 
 _SQL = statements("search.sql")
+
+# Far more than lies between two heartbeats, as long as there are any.
+_BEATS_APART_US: Final = 1_000_000
 
 
 class SearchSource(StrEnum):
@@ -78,6 +81,26 @@ class FindPage:
 
 
 @dataclass(frozen=True, slots=True)
+class Watermark:
+    """How far rollups and projections are, from the snapshot of the data."""
+
+    # They hold everything committed before, on the primary's clock.
+    as_of_us: int
+    # The snapshot is a replica's.
+    on_replica: bool
+
+    def proves(self, needed_as_of_us: int, snapshot_as_of_us: int) -> bool:
+        """Whether they are fresh enough, next to what the snapshot says of its own time.
+
+        One from beyond that was written before the primary's clock was set back, or by a primary whose clock was ahead
+        of this one's: what is committed before it need not be in them. On a replica the time is the last heartbeat's,
+        and a round that committed after it is of no future.
+        """
+        latest_us = snapshot_as_of_us + (_BEATS_APART_US if self.on_replica else 0)
+        return needed_as_of_us <= self.as_of_us <= latest_us
+
+
+@dataclass(frozen=True, slots=True)
 class Projection:
     """A projection that serves, as the planner needs it."""
 
@@ -86,7 +109,7 @@ class Projection:
     # Empty: every type.
     entity_type: str
     attribute_ids: frozenset[int]
-    as_of_us: int
+    watermark: Watermark
 
 
 async def find_entities(
@@ -108,7 +131,7 @@ async def find_entities(
     oldest_us = await oldest_shown(session)
     projection = None
     if needed_as_of_us is not None:
-        able = [p for p in await serving_projections(session) if proves(session, p.as_of_us, needed_as_of_us)]
+        able = [p for p in await serving_projections(session) if p.watermark.proves(needed_as_of_us, session.as_of_us)]
         projection = choose_projection(bound, able)
     parameters: dict[str, Any] = {
         "after": after,
@@ -133,7 +156,7 @@ async def find_entities(
         FoundDevice(row[0], _entity(row[1:5]), sorted(values[row[0]], key=lambda reading: reading.attribute))
         for row in shown
     ]
-    as_of_us = session.as_of_us if projection is None else min(session.as_of_us, projection.as_of_us)
+    as_of_us = session.as_of_us if projection is None else min(session.as_of_us, projection.watermark.as_of_us)
     return FindPage(
         as_of_us=as_of_us,
         source=SearchSource.LATEST if projection is None else SearchSource.PROJECTION,
@@ -155,27 +178,16 @@ async def oldest_shown(session: ReadSession) -> int:
     return session.snapshot.complete_from_us or 0
 
 
-def proves(session: ReadSession, as_of_us: int, needed_as_of_us: int) -> bool:
-    """Whether a watermark in the session's snapshot proves that rollups and projections are fresh enough.
-
-    One from beyond the time that the snapshot itself proves was written by a clock that was set back since, or by a
-    primary whose clock ran ahead: what was committed before it need not be in them. On a replica it can also be a
-    few milliseconds ahead of the heartbeat beside it, which is then passed over with the others: nothing in the
-    snapshot tells the one from the other.
-    """
-    return needed_as_of_us <= as_of_us <= session.as_of_us
-
-
-async def follower_watermark(session: ReadSession) -> int | None:
-    """Up to when, in microseconds on the primary's clock, rollups and projections are complete in this snapshot."""
+async def follower_watermark(session: ReadSession) -> Watermark | None:
+    """Up to when rollups and projections are complete in this snapshot; None: that is not known."""
     row = await (await session.run_text(_SQL["follower_watermark"])).fetchone()
-    return None if row is None or row[0] is None else int(row[0])
+    return None if row is None or row[0] is None else Watermark(*row)
 
 
 async def serving_projections(session: ReadSession) -> list[Projection]:
     """The tenant's projections that are complete up to a known time."""
     rows = await (await session.run_text(_SQL["serving_projections"])).fetchall()
-    return [Projection(number, name, kind, frozenset(ids), through) for number, name, kind, ids, through in rows]
+    return [Projection(number, name, kind, frozenset(ids), Watermark(*mark)) for number, name, kind, ids, *mark in rows]
 
 
 def choose_projection(bound: Bound, projections: Sequence[Projection]) -> Projection | None:

@@ -17,7 +17,7 @@ from storage.read_tenants import TenantDirectory
 from storage.rollup.buckets import moment
 from storage.rollup.declare import create_projection, create_rollup, drop_projection, list_rollups
 from storage.rollup.service import LONGEST_READ_S, Worker
-from storage.search import FindQuestion, SearchSource, find_entities
+from storage.search import FindQuestion, SearchSource, Watermark, find_entities
 from storage.statements import statements
 from tests.rollup.conftest import Clock, Write, make_worker, settle
 from tests.search.fleet import HOUR_US, MINUTE_US, TENANT, Fleet, found
@@ -157,6 +157,16 @@ async def test_readings_ahead_of_a_window_that_was_lowered_are_filled(
     await create_rollup(admin_pool, fleet.tenant_id, "numbers", ["temperature"])
     await settle(worker)
     assert await counted(ahead, ahead + 2 * HOUR_US, BucketUnit.HOUR) == ({ahead: 1}, {ahead: 1})
+
+
+@pytest.mark.parametrize(
+    ("mark", "on_replica", "proves"),
+    [(99, False, False), (100, False, True), (1_000, False, True), (1_001, False, False), (1_001, True, True),
+     (1_001_000, True, True), (1_001_001, True, False), (99, True, False)],
+)  # fmt: skip
+def test_what_a_watermark_proves_of_a_snapshot(mark: int, on_replica: bool, proves: bool) -> None:
+    watermark = Watermark(mark, on_replica)
+    assert watermark.proves(needed_as_of_us=100, snapshot_as_of_us=1_000) is proves
 
 
 async def test_a_watermark_from_the_future_proves_nothing(
