@@ -1,4 +1,4 @@
-"""Arithmetic on doubles, as SQL that cannot fail, whatever the readings are. For PostgreSQL, and what descends from it.
+"""Arithmetic on doubles, as SQL that cannot fail, whatever the readings are: on PostgreSQL, Redshift and DuckDB.
 
 PostgreSQL refuses what IEEE 754 rounds: a finite result that is too large, and a product or a quotient other than 0
 that is rounded to 0. A single reading would end a statement over a whole fleet, again and again. So nothing else

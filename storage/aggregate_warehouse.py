@@ -6,11 +6,12 @@ What the warehouse does not know, types, labels and latest values of devices, is
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 from storage import aggregate_text
 from storage.aggregate import devices_being_deleted, selected_devices
 from storage.aggregate_buckets import AHEAD_US, HOUR_US, MAX_POINTS, TooManyPoints, bucket_edges, runs
+from storage.aggregate_doubles import quotient
 from storage.aggregate_model import (
     AggregateAnswer,
     AggregateQuestion,
@@ -41,13 +42,13 @@ MAX_WAREHOUSE_DEVICES: Final = 20_000
 _LONG_US: Final = 400 * 24 * HOUR_US
 
 # Casts of texts: a bare 1e140 is a NUMERIC to some dialects, and more than it holds.
-_FROM: Final = "CAST('1e140' AS DOUBLE PRECISION)"
-_LARGEST: Final = "CAST('1.7976931348623157e308' AS DOUBLE PRECISION)"
-_HUGE: Final = f"abs(CAST(value AS DOUBLE PRECISION)) BETWEEN {_FROM} AND {_LARGEST}"
+_FROM: Final[LiteralString] = "CAST('1e140' AS DOUBLE PRECISION)"
+_LARGEST: Final[LiteralString] = "CAST('1.7976931348623157e308' AS DOUBLE PRECISION)"
+_HUGE: Final[LiteralString] = f"abs(CAST(value AS DOUBLE PRECISION)) BETWEEN {_FROM} AND {_LARGEST}"
 _TAME: Final = f"abs(CAST(value AS DOUBLE PRECISION)) < {_FROM}"
 _NAN: Final = "CAST('NaN' AS DOUBLE PRECISION)"
-_SUM: Final = f"CAST(sum(CASE WHEN {_HUGE} THEN NULL ELSE value END) AS DOUBLE PRECISION)"
-_ANY_HUGE: Final = f"sum(CASE WHEN {_HUGE} THEN 1 ELSE 0 END) > 0"
+_SUM: Final[LiteralString] = f"CAST(sum(CASE WHEN {_HUGE} THEN NULL ELSE value END) AS DOUBLE PRECISION)"
+_ANY_HUGE: Final[LiteralString] = f"sum(CASE WHEN {_HUGE} THEN 1 ELSE 0 END) > 0"
 
 # As storage.aggregate computes them. Conditions are such that they are false for NaN whether a dialect orders it above
 # all numbers or not at all; sums and deviations leave out what would make some dialects fail.
@@ -56,7 +57,7 @@ _RESULTS: Final[Mapping[Function, str]] = {
     Function.MIN: "min(value)",
     Function.MAX: "max(value)",
     Function.SUM: f"CASE WHEN {_ANY_HUGE} THEN {_NAN} ELSE {_SUM} END",
-    Function.MEAN: f"CASE WHEN {_ANY_HUGE} THEN {_NAN} ELSE {_SUM} / count(*) END",
+    Function.MEAN: f"CASE WHEN {_ANY_HUGE} THEN {_NAN} ELSE {quotient(_SUM, 'count(*)')} END",
     Function.FIRST: "arg_min(value, (ts, entity_id, attribute_id))",
     Function.LAST: "arg_max(value, (ts, entity_id, attribute_id))",
     Function.STDDEV: f"CASE WHEN count(*) = 1 OR sum(CASE WHEN {_TAME} THEN 0 ELSE 1 END) > 0 THEN {_NAN} "

@@ -143,9 +143,7 @@ ON CONFLICT (tenant_id, entity_id, attribute_id, bucket) DO UPDATE SET ({columns
 SELECT r.tenant_id, r.name, r.state, r.complete_from, r.backfill_entity, r.backfill_from,
        coalesce(r.complete_from,
                 date_bin('6 hours', now() + t.window_future, '2000-01-01 00:00+00') + interval '6 hours'),
-       greatest(r.backfill_from, now() - t.retention,
-                (SELECT max(h.ts_to) FROM history_partitions h
-                  WHERE h.tenant_from = s.tenant_from AND h.retired_at IS NOT NULL),
+       greatest(r.backfill_from, now() - t.retention, t.kept_from,
                 (SELECT min(h.ts_from) FROM history_partitions h
                   WHERE h.tenant_from = s.tenant_from AND h.retired_at IS NULL)),
        (SELECT array_agg(a.attribute_id) FROM attributes a

@@ -99,6 +99,17 @@ def test_random_questions(loaded: tuple[Warehouse, Fleet]) -> None:
         check(fleet, question, devices, answer)
 
 
+@pytest.mark.parametrize("values", [(5e-324, 0.0), (1e-310, 3e-310), (1e-170, 3e-170)], ids=str)
+def test_tiny_values_are_summed_up(warehouse: Warehouse, values: tuple[float, float]) -> None:
+    fleet = fleet_of_readings()
+    fleet.readings = {("device-1", "attribute-1"): {T0 + 10 * place: value for place, value in enumerate(values)}}
+    load(warehouse, fleet)
+    functions = [Function.SUM, Function.MEAN, Function.STDDEV]
+    question = AggregateQuestion(Selection(["device-1"]), ["attribute-1"], T0, NOW_US, functions)
+    answer, _ = aggregate_in_warehouse(reader_of(warehouse), "tenant-1", question)
+    assert [column.values[0] for column in answer.series[0].columns] == [sum(values), sum(values) / 2, 0.0]
+
+
 def test_everything_is_selected_without_a_name(loaded: tuple[Warehouse, Fleet]) -> None:
     warehouse, fleet = loaded
     question = AggregateQuestion(
