@@ -554,7 +554,8 @@ DEFINITIONS: Final[Mapping[MetricName, MetricDefinition]] = MappingProxyType(
             "{failure}",
             "What kept the worker from going on, by source. It is tried again.",
             "database: see whether it answers. lease: another worker took over, after a pause of this one. data: a "
-            "batch or a step cannot be carried out; the log names it.",
+            "batch or a step cannot be carried out, or a tenant's rollups are out of service for a while; the log "
+            "names it.",
             {"source": ("database", "lease", "data")},
         ),
         "atlasco_rollup_rewinds": _counter(
