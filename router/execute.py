@@ -13,7 +13,7 @@ callers, not those who write.
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Generic, TypeVar
@@ -330,7 +330,10 @@ class _Execution(Generic[A]):
         assert warehouse is not None
 
         async def read(database: DatabaseSource, asked: Requirement) -> Newer[A]:
-            return await read_newer(database, self._tenant, question, asked, self._left_s())
+            def admit(begins_us: int) -> AbstractContextManager[None]:
+                return self._router.fallback(counts=self._is_taken_over(database, begins_us))
+
+            return await read_newer(database, self._tenant, question, asked, self._left_s(), admit)
 
         began = monotonic()
         newer, database = await self._from_some_database(replace(requirement, whole_range=False), read)
@@ -351,15 +354,31 @@ class _Execution(Generic[A]):
         for database in databases:
             on_primary = database.kind is SourceKind.PRIMARY
             asked = replace(requirement, as_of_us=None if on_primary else requirement.as_of_us)
+            counts = on_primary and self._is_replicated and self._need.max_staleness_us > 0
             began = monotonic()
             try:
-                with self._router.fallback(counts=on_primary and self._need.max_staleness_us > 0):
+                with self._router.fallback(counts=counts):
                     return await work(database, asked), database
             except (Unproven, StorageUnavailable, TransactionConflict) as error:
                 if database is databases[-1]:
                     raise
                 self._attempts.append(self._attempt(database.kind, database.name, began, error=error))
         raise AssertionError("the primary is always among the databases")
+
+    @property
+    def _is_replicated(self) -> bool:
+        return any(verdict.standing.kind is SourceKind.REPLICA for verdict in self._plan.verdicts)
+
+    def _is_taken_over(self, database: DatabaseSource, begins_us: int) -> bool:
+        """Whether the newer part of a split, from `begins_us` on, is more than what is the primary's own.
+
+        Where there is no replica, the last hours are. All of the range, or days of it, are what a loader that stands
+        still has left to it. (Where there is one, the part was counted before it began.)
+        """
+        start_us, end_us = self._question.start_us or 0, self._question.end_us or 0
+        is_much = begins_us <= start_us or end_us - begins_us > self._router.policy.long_range_us
+        on_primary = database.kind is SourceKind.PRIMARY and not self._is_replicated
+        return is_much and on_primary and self._need.max_staleness_us > 0
 
     def _marked(self, proof: Proof) -> Proof:
         """The proof, marked where a database answered what is the warehouse's."""

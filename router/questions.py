@@ -1,6 +1,7 @@
 """The questions of the query service, and how each kind of source answers them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -18,6 +19,7 @@ from storage.aggregate_model import (
     SelectionTooLarge,
 )
 from storage.aggregate_series import joined, part_functions
+from storage.aggregate_text import TooMuchText
 from storage.aggregate_warehouse import Resolved, aggregate_in_warehouse, resolve
 from storage.model import ValueType
 from storage.read_model import (
@@ -115,7 +117,14 @@ class Aggregates(Question[AggregateAnswer]):
 
     shape = Shape.AGGREGATE
 
-    def __init__(self, question: AggregateQuestion, only: str | None, resolved: Resolved | None = None) -> None:
+    def __init__(
+        self,
+        question: AggregateQuestion,
+        only: str | None,
+        resolved: Resolved | None = None,
+        *,
+        is_part: bool = False,
+    ) -> None:
         able = {SourceKind.PRIMARY, SourceKind.REPLICA, SourceKind.WAREHOUSE, SourceKind.SPLIT}
         if Function.PERCENTILE not in question.functions:
             able.add(SourceKind.ROLLUP)
@@ -123,11 +132,13 @@ class Aggregates(Question[AggregateAnswer]):
         self._question = question
         self._only = only
         self._resolved = resolved
+        self._is_part = is_part
         self.start_us, self.end_us = question.start_us, question.end_us
 
     async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> AggregateAnswer:
         """See `Question`."""
-        return await aggregate(session, self._question, needed_as_of_us=needed_as_of_us, only=self._only)
+        with self._whole_decides():
+            return await aggregate(session, self._question, needed_as_of_us=needed_as_of_us, only=self._only)
 
     async def computed_ahead(self, session: ReadSession, needed_as_of_us: int | None) -> AggregateAnswer:
         """See `Question`."""
@@ -155,17 +166,18 @@ class Aggregates(Question[AggregateAnswer]):
             resolved = await resolve(session, self._question, self._only)
         except SelectionTooLarge as error:
             raise Unproven(f"the warehouse cannot be asked: {error}") from error
-        return type(self)(self._question, self._only, resolved)
+        return type(self)(self._question, self._only, resolved, is_part=self._is_part)
 
     def from_warehouse(self, reader: WarehouseReader, tenant: str) -> tuple[AggregateAnswer, Completeness]:
         """See `Question`."""
-        return aggregate_in_warehouse(reader, tenant, self._question, resolved=self._resolved, only=self._only)
+        with self._whole_decides():
+            return aggregate_in_warehouse(reader, tenant, self._question, resolved=self._resolved, only=self._only)
 
     def part(self, start_us: int, end_us: int) -> Self:
         """See `Question`. Asks for more than the whole does: for all that `join` needs."""
         functions = part_functions(self._question.functions)
         part = replace(self._question, start_us=start_us, end_us=end_us, functions=functions)
-        return type(self)(part, self._only, self._resolved)
+        return type(self)(part, self._only, self._resolved, is_part=True)
 
     def seam(self, latest_us: int) -> int:
         """See `Question`. A percentile does not follow from those of two parts: they meet between buckets then."""
@@ -179,6 +191,16 @@ class Aggregates(Question[AggregateAnswer]):
     def join(self, older: AggregateAnswer, newer: AggregateAnswer, cut_us: int) -> AggregateAnswer:
         """See `Question`."""
         return joined(self._question, older, newer, cut_us)
+
+    @contextmanager
+    def _whole_decides(self) -> Iterator[None]:
+        """A part has texts that the whole leaves out, such as the last of a bucket that goes on in the other part."""
+        try:
+            yield
+        except TooMuchText as error:
+            if self._is_part:
+                raise Unproven(f"it is too much in parts: {error}") from error
+            raise
 
 
 class SeriesRange(Question[SeriesPage]):

@@ -13,6 +13,8 @@ The order matters:
 The other way round a batch could be loaded between the two, raise the seam, and be in neither part.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -36,9 +38,16 @@ class Newer(Generic[A]):
 
 
 async def read_newer(
-    database: DatabaseSource, tenant: str, question: Question[A], requirement: Requirement, timeout_s: float
+    database: DatabaseSource,
+    tenant: str,
+    question: Question[A],
+    requirement: Requirement,
+    timeout_s: float,
+    admit: Callable[[int], AbstractContextManager[None]],
 ) -> Newer[A]:
     """The newer part of the range, from `database`, which decides where to cut.
+
+    `admit`: told where the newer part begins, it holds as long as that is read, or refuses it.
 
     Raises:
         Unproven: the database's snapshot does not meet the requirement, or the question cannot be split.
@@ -54,7 +63,8 @@ async def read_newer(
         cut_us = max(start_us, question.seam(seam_us))
         if cut_us <= start_us:
             proof = database.prove(session.snapshot, requirement, question)
-            return Newer(proof, start_us, await question.from_database(session, None), None)
+            with admit(start_us):
+                return Newer(proof, start_us, await question.from_database(session, None), None)
         # In this snapshot: a device that it does not have any more is in neither part.
         known = await question.resolved(session)
         if cut_us >= end_us:
@@ -63,7 +73,8 @@ async def read_newer(
             return Newer(proof, end_us, None, known)
         part = question.part(cut_us, end_us)
         proof = database.prove(session.snapshot, requirement, part)
-        return Newer(proof, cut_us, await part.from_database(session, None), known.part(start_us, cut_us))
+        with admit(cut_us):
+            return Newer(proof, cut_us, await part.from_database(session, None), known.part(start_us, cut_us))
 
     return await database.within(tenant, newer, timeout_s)
 

@@ -18,10 +18,16 @@ def is_huge(value: LiteralString) -> LiteralString:
 
 def quotient(total: LiteralString, count: LiteralString) -> LiteralString:
     """`total / count`, which may be tiny or 0; `total` is not huge, `count` is 1 or more."""
-    # Half of the smallest double, or less, is rounded to 0. The comparison is exact: to double a number is, and so is
-    # any multiple of the smallest double that could matter.
-    rounds_to_0: LiteralString = f"2 * abs({total}) <= ({count})::double precision * '4.94e-324'::double precision"
-    return f"CASE WHEN {rounds_to_0} THEN 0 ELSE {total} / ({count}) END"
+    # Half of the smallest double, 2^-1074, or less is rounded to 0. Told apart exactly, as multiples of powers of two:
+    # both sides times 2^1000, for the smallest double itself is no literal that every server reads. Nested, because AND
+    # does not say what is computed first.
+    doubled: LiteralString = f"2 * abs({total}) * '1.0715086071862673e301'::double precision"
+    rounds_to_0: LiteralString = f"{doubled} <= ({count})::double precision * '5.293955920339377e-23'::double precision"
+    quotient: LiteralString = f"{total} / ({count})"
+    return (
+        f"CASE WHEN abs({total}) < '1e-290'::double precision THEN CASE WHEN {rounds_to_0} THEN 0 ELSE {quotient} END "
+        f"ELSE {quotient} END"
+    )
 
 
 def squares(count: LiteralString, distance: LiteralString) -> LiteralString:

@@ -173,6 +173,8 @@ def aggregate_in_warehouse(
             rows += found
             if len(rows) > MAX_POINTS:
                 raise TooManyPoints(len(rows))
+    # The statement stopped at as much text as it had itself, whatever of it is left out below.
+    aggregate_text.check_text(value for row in rows for value in row[3])
     by_id = {0: "", **names.entities}
     if question.by_entity and resolved.everything and rows:
         by_id |= _device_names(reader, plan, sorted({row[1] for row in rows}))

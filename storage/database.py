@@ -127,12 +127,15 @@ def cut(connection: Connection) -> None:
 
 
 async def _check(connection: Connection) -> None:
-    """Raise OperationalError when the server has ended a connection that lay in the pool.
+    """Raise OperationalError when something has arrived on a connection that lay in the pool.
 
-    A server says so before it hangs up, and says nothing else on an idle connection: while nothing has come, no
-    question is worth a round trip before every query.
+    A server says that it ends a connection before it hangs up, and hardly anything else on an idle one: while nothing
+    has come, no question is worth a round trip before every query. When something has, none is asked either: a server
+    that hangs after its last word would not answer, and nothing bounds how long a pool waits here.
     """
     arrived = select.poll()
     arrived.register(connection.fileno(), select.POLLIN)
     if arrived.poll(0):
-        await AsyncConnectionPool.check_connection(connection)
+        # Or the pool would take it back as a good one.
+        await connection.close()
+        raise psycopg.OperationalError("the server has ended the connection")

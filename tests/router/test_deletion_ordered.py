@@ -1,6 +1,8 @@
 """A device whose deletion was ordered is in no answer that is complete past the order, while nobody carries it out."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -9,11 +11,14 @@ from router.execute import Router
 from router.plan import Need, SourceKind
 from router.questions import Aggregates, SeriesRange
 from router.warehouse import WarehouseSource
+from storage import aggregate_warehouse
+from storage.aggregate_buckets import Bucket, BucketUnit
 from storage.aggregate_model import AggregateQuestion, Function, Selection
+from storage.aggregate_text import TooMuchText
 from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.deletion import order_deletion
 from storage.read_model import EntityNotFound, SeriesQuestion
-from tests.router.platform import DAY_US, TENANT, Platform
+from tests.router.platform import DAY_US, HOUR_US, TENANT, Platform
 from tests.router.router_support import DATABASE
 
 TIMEOUT_S = 20.0
@@ -61,3 +66,35 @@ async def test_no_answer_that_is_complete_past_the_order_shows_it(
         with pytest.raises(EntityNotFound):
             by_name = SeriesQuestion(["doomed"], ["temperature"], at, at + 1)
             await routing.read(TENANT, SeriesRange(by_name, 10, None), need, TIMEOUT_S)
+
+
+async def test_texts_of_a_device_that_goes_meanwhile_do_not_cut_an_answer_short(
+    platform: Platform,
+    router: tuple[Router, WarehouseSource],
+    ingest_pool: Pool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It goes between the statement, which stops at the bound of texts, and the look-up of the devices' names."""
+    routing, source = router
+    at_us = (platform.now_us - 12 * DAY_US) // HOUR_US * HOUR_US
+    for name in ("going", "staying"):
+        platform.ids[name] = platform.one("SELECT register_entity(%s, %s, '', '{}')", platform.tenant, name)
+    for hour in range(10):
+        platform.write([("going", "state", at_us + hour * HOUR_US, "x" * 100)])
+        platform.write([("staying", "state", at_us + hour * HOUR_US, f"{hour:010}")])
+    platform.load()
+    await source.measure()
+    bucket = Bucket(BucketUnit.HOUR)
+    question = AggregateQuestion(Selection(), ["state"], at_us, at_us + DAY_US, [Function.LAST], bucket, by_entity=True)
+    loop, names = asyncio.get_running_loop(), aggregate_warehouse._device_names
+
+    def meanwhile(*arguments: Any) -> Any:
+        ordering = order_deletion(ingest_pool, platform.tenant, "going", uuid4())
+        asyncio.run_coroutine_threadsafe(ordering, loop).result(TIMEOUT_S)
+        platform.load()
+        return names(*arguments)
+
+    monkeypatch.setattr(aggregate_warehouse, "_device_names", meanwhile)
+    monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", 500)
+    with pytest.raises(TooMuchText):
+        await routing.read(TENANT, Aggregates(question, None), ANALYTICS, TIMEOUT_S)

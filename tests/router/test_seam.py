@@ -372,3 +372,22 @@ async def test_pages_of_a_split_do_not_go_on_behind_a_device_that_was_replaced(
     await source.measure()
     with pytest.raises(EntityReplaced):
         await routing.read(TENANT, following, Need(900_000_000), TIMEOUT_S)
+
+
+async def test_texts_that_only_a_part_has_are_not_the_answer_s(
+    platform: Platform, router: tuple[Router, WarehouseSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routing, source = router
+    older_us, newer_us = platform.now_us - 10 * DAY_US, platform.now_us - HOUR_US
+    platform.write([("d2", "state", older_us, "x" * 400)])
+    platform.load()
+    platform.write([("d2", "state", newer_us, "y")])
+    await source.measure()
+    question = AggregateQuestion(Selection(["d2"]), ["state"], older_us, platform.now_us + 1, [Function.LAST])
+    kinds = []
+    for limit in (1_000, 100):
+        monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", limit)
+        routed = await routing.read(TENANT, Aggregates(question, None), Need(1), TIMEOUT_S)
+        assert [column.values for column in routed.answer.series[0].columns] == [["y"]]
+        kinds.append(routed.proof.kind)
+    assert kinds == [SourceKind.SPLIT, SourceKind.PRIMARY]

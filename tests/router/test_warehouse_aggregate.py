@@ -224,7 +224,7 @@ def test_texts_are_bounded(loaded: tuple[Warehouse, Fleet], monkeypatch: pytest.
         held.extend(values)
         check_text(held)
 
-    monkeypatch.setattr("storage.aggregate_series.check_text", counted)
+    monkeypatch.setattr("storage.aggregate_text.check_text", counted)
     for limit in (size - 1, 40):
         held.clear()
         monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", limit)

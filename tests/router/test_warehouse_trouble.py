@@ -236,6 +236,10 @@ async def test_a_stopped_loader_cannot_crowd_the_primary(
         await shut.read(TENANT, question, Need(1), TIMEOUT_S)
     assert (await shut.read(TENANT, question, CRITICAL, TIMEOUT_S)).proof.kind is SourceKind.PRIMARY
     platform.load()
+    # The last hours of a split are nobody else's.
+    platform.write([("d0", "temperature", platform.now_us - HOUR_US, 1.0)])
+    await source.measure()
+    assert (await shut.read(TENANT, question, Need(1), TIMEOUT_S)).proof.kind is SourceKind.SPLIT
 
 
 async def test_an_aggregate_is_as_old_as_its_names(

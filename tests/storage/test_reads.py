@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import select
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -15,8 +16,8 @@ import psycopg
 import pytest
 
 from storage.binary import Int4Array, Int8Array
-from storage.database import Pool, PoolSettings, Role, make_pool
-from storage.errors import QueryCanceled, StorageUnavailable
+from storage.database import Pool, PoolSettings, Role, bounded_connection, make_pool
+from storage.errors import QueryCanceled, StorageBusy, StorageUnavailable
 from storage.model import ValueType
 from storage.read_model import (
     AnswerTooLarge,
@@ -33,6 +34,7 @@ from storage.read_tenants import TenantDirectory
 from storage.read_wire import Timestamp
 from storage.reads import TelemetryReads
 from storage.statements import statements
+from tests.gateway.faulty_link import FaultyLink
 from tests.storage.reads_database import (
     DAY_US,
     HOUR_US,
@@ -392,6 +394,30 @@ async def test_a_connection_that_the_server_ended_is_not_given_out(
         owner.execute("SELECT pg_terminate_backend(%s, 10000)", [backend])
     await assert_pool_is_whole(pool, directory)
     assert pool.get_stats()["connections_lost"] == 2
+
+
+async def test_an_idle_connection_that_said_something_is_asked_nothing(
+    known: Known, owner: psycopg.Connection[Any]
+) -> None:
+    """As a server's last word: the answer to a question might never come."""
+    given = psycopg.conninfo.conninfo_to_dict(known.dsn("reader"))
+    async with FaultyLink.to(str(given["host"]), int(str(given["port"]))) as link:
+        dsn = psycopg.conninfo.make_conninfo(known.dsn("reader"), host="127.0.0.1", port=link.port)
+        async with make_pool(PoolSettings(dsn, Role.QUERY, max_size=1)) as through:
+            async with bounded_connection(through, wait_s=SOON_S, use_s=SOON_S) as connection:
+                await connection.set_autocommit(True)
+                await connection.execute("LISTEN word")
+            owner.execute("NOTIFY word")
+            arrived = select.poll()
+            arrived.register(connection.fileno(), select.POLLIN)
+            async with asyncio.timeout(SOON_S):
+                while not arrived.poll(0):  # noqa: ASYNC110 - nobody reads there
+                    await asyncio.sleep(0.005)
+            link.stall()
+            with pytest.raises(StorageBusy):
+                async with asyncio.timeout(SOON_S / 2), bounded_connection(through, wait_s=0.5, use_s=0.5):
+                    raise AssertionError("it was given out")
+            link.resume()
 
 
 async def test_no_free_connection_is_busy_not_slow(known: Known, pool: Pool, directory: TenantDirectory) -> None:
