@@ -9,7 +9,11 @@ To change the schema:
 1. Write `storage/sql/migrations/NNNN_what_changes.sql`, with the next number and without BEGIN and COMMIT. Processes
    of the version before keep running while it is applied: add, do not rename; take no long lock (a NOT NULL column
    needs a default, an index on a table in use belongs into several steps); revoke execution from public for every
-   new function.
+   new function. Lock in the order of those who read meanwhile, else they and the migration are a deadlock: where a
+   view has to be replaced, LOCK TABLE the view first, which then locks what it reads, and only then ALTER the table.
+   What changes two tables that others use together, or changes a table and then writes its rows, is several files: a
+   lock is held until its file ends. Each of them must leave a database that may stay as it is, for a run can stop
+   there; triggers that keep a column up to date come before the UPDATE that fills it.
 2. A migration is *compatible* when every program that works on the schema before it works on the schema after it. One
    that is not says so in a line of its own, `-- compatible: no`, and what it takes away must have been unused for a
    release.

@@ -582,16 +582,27 @@ END $$;
 CREATE TRIGGER retention_changes BEFORE UPDATE OF retention ON tenants FOR EACH ROW
     WHEN (NEW.retention IS DISTINCT FROM OLD.retention) EXECUTE FUNCTION give_up_by_retention();
 
--- A range is retired: all its tenants' readings in it are given up, whatever their retention becomes.
-CREATE FUNCTION give_up_range() RETURNS trigger
+-- Ranges are retired: all their tenants' readings in them are given up, whatever their retention becomes. Once for all
+-- ranges of a statement: a row of tenants is written once, however many of its ranges go. In the order of their ids: two
+-- statements that note this for many tenants would else be a deadlock, each waiting for a row that the other has.
+CREATE FUNCTION give_up_ranges() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
-    UPDATE tenants SET kept_from = NEW.ts_to
-     WHERE tenant_id >= NEW.tenant_from AND tenant_id < NEW.tenant_to AND kept_from < NEW.ts_to;
+    UPDATE tenants t SET kept_from = greatest(t.kept_from, g.ts_to)
+      FROM (SELECT k.tenant_id, r.ts_to
+              FROM (SELECT n.tenant_from, n.tenant_to, max(n.ts_to) AS ts_to
+                      FROM ranges_now n JOIN ranges_before b USING (tenant_from, ts_from)
+                     WHERE b.retired_at IS NULL AND n.retired_at IS NOT NULL
+                     GROUP BY n.tenant_from, n.tenant_to) r
+              JOIN tenants k ON k.tenant_id >= r.tenant_from AND k.tenant_id < r.tenant_to AND k.kept_from < r.ts_to
+             ORDER BY k.tenant_id FOR NO KEY UPDATE OF k) g
+     WHERE t.tenant_id = g.tenant_id;
     RETURN NULL;
 END $$;
-CREATE TRIGGER range_is_retired AFTER UPDATE OF retired_at ON history_partitions FOR EACH ROW
-    WHEN (OLD.retired_at IS NULL AND NEW.retired_at IS NOT NULL) EXECUTE FUNCTION give_up_range();
+-- Not OF retired_at: a trigger that is given the changed rows cannot name columns.
+CREATE TRIGGER ranges_are_retired AFTER UPDATE ON history_partitions
+    REFERENCING OLD TABLE AS ranges_before NEW TABLE AS ranges_now
+    FOR EACH STATEMENT EXECUTE FUNCTION give_up_ranges();
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- What the query role sees: views of the same names that show one tenant, the one the transaction names with
@@ -1449,6 +1460,7 @@ GRANT EXECUTE ON FUNCTION deletion_remains(text) TO atlasco_loader;
 
 -- schema_migrations says which migrations this file already holds.
 INSERT INTO schema_migrations (version, name) VALUES (1, 'initial'), (2, 'fanout'), (3, 'warehouse'), (4, 'query'),
-    (5, 'projection_indexes'), (6, 'deletions'), (7, 'kept_from');
+    (5, 'projection_indexes'), (6, 'deletions'), (7, 'kept_from'), (8, 'give_up_ranges'),
+    (9, 'kept_from_of_retired_ranges');
 
 COMMIT;

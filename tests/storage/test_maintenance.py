@@ -232,6 +232,33 @@ async def test_what_is_dropped_is_noted_for_those_who_had_it(database: Database)
         assert kept_from(database, long) is None
 
 
+def test_however_many_ranges_are_retired_a_tenant_is_written_once(database: Database) -> None:
+    execute(database, "UPDATE settings SET shared_slots = 1")
+    for name in ("a", "b", "alone"):
+        put(database, make_tenant(database, name, dedicated=name == "alone"), 20)
+    execute(
+        database,
+        "INSERT INTO history_partitions SELECT tenant_from, tenant_to, at, at + interval '1 hour', 'fake' || n"
+        "  FROM history_partitions CROSS JOIN LATERAL (SELECT n, ts_to + n * interval '1 hour' AS at"
+        "       FROM generate_series(1, 50) n ORDER BY n) h WHERE tenant_from = 0",
+    )
+    written = "SELECT pg_stat_get_xact_tuples_updated('tenants'::regclass)::int"
+    with psycopg.connect(database()) as connection:
+        retired = connection.execute(
+            "UPDATE history_partitions SET retired_at = now() WHERE tenant_from = 0 RETURNING ts_to"
+        ).fetchall()
+        assert len(retired) > 50
+        assert connection.execute(written).fetchone() == (2,)
+        kept = connection.execute("SELECT name, kept_from FROM tenants WHERE kept_from > '-infinity' ORDER BY 1")
+        last = max(ts_to for (ts_to,) in retired)
+        assert kept.fetchall() == [("a", last), ("b", last)]
+        # What was retired before says nothing new, nor does a change of something else.
+        connection.execute("UPDATE tenants SET kept_from = '-infinity' WHERE name = 'a'")
+        connection.execute("UPDATE history_partitions SET retired_at = now() WHERE retired_at IS NOT NULL")
+        connection.execute("UPDATE history_partitions SET created_at = now()")
+        assert connection.execute(written).fetchone() == (3,)
+
+
 async def test_rows_of_a_retention_that_is_raised_meanwhile_stay(database: Database) -> None:
     """An operator raises it while maintenance, which has listed what to delete, waits for a table."""
     execute(database, "UPDATE settings SET shared_slots = 1")
