@@ -1,5 +1,6 @@
 """Connections to Redshift: login, transactions, and the driver's errors in our terms."""
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ from storage.errors import (
     StorageUnavailable,
     TransactionConflict,
 )
+from storage.model import ValueType
 from storage.warehouse.cancellation import Act, Stop
+from storage.warehouse.columns import resolved_relation
 from storage.warehouse.port import QueryRefused, WarehouseMissing
 from storage.warehouse.statements import statements
 
@@ -31,6 +34,8 @@ _CONNECT_S = 30
 _QUICK_S = 30
 # Attempts to cancel a statement before its session is ended.
 _CANCELS = 10
+# Relations of ours that releases before this one did not make.
+_NEW_RELATIONS = re.compile(rf"\b({'|'.join(resolved_relation(value_type) for value_type in ValueType)})\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,9 @@ def translate(error: Error, *, query: bool = False) -> StorageError:
         return QueryCanceled(text, state)
     if state[:2] in {"08", "53", "57", "58"} or state == "28000":
         return StorageUnavailable(text, state)
+    if state == "42P01" and _NEW_RELATIONS.search(text):
+        # Also in a caller's statement: it is right, and would be told that it is wrong.
+        return WarehouseMissing("the warehouse is that of an older release: run `atlasco warehouse init`", state)
     if query:
         return QueryRefused(text, state)
     if state in {"42P01", "3F000"}:

@@ -7,16 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import boto3
+import psycopg
 import pytest
 
 from storage.errors import StorageUnavailable
+from storage.model import ValueType
+from storage.verify import WarehouseStore
 from storage.warehouse.port import DeadLetter, QueryRefused, Unit, WarehouseMissing
 from storage.warehouse.redshift import RedshiftWarehouse
 from storage.warehouse.redshift_session import RedshiftLogin
 from storage.warehouse.staging import Staging
 from storage.warehouse.steps import Step
 from tests.warehouse.redshift_stand_in import CopyFailed, RedshiftStandIn
-from tests.warehouse_fixtures import change_set, doubles, expected, held
+from tests.warehouse_fixtures import TestDatabase, change_set, doubles, expected, held
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:ssl\.:DeprecationWarning"),
@@ -182,6 +185,24 @@ def test_a_warehouse_that_was_not_set_up_says_so(stand_in: RedshiftStandIn) -> N
     with pytest.raises(WarehouseMissing):
         warehouse.query("SELECT 1")
     warehouse.close()
+
+
+def test_a_warehouse_of_an_older_release_says_so_until_it_is_set_up_again(
+    redshift: RedshiftWarehouse, database: TestDatabase
+) -> None:
+    """The audit asks for relations that it does not have yet; they are no mistake of the question."""
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        for value_type in ValueType:
+            connection.execute(f"DROP VIEW atlasco.resolved_{value_type} CASCADE".encode())
+    audit = WarehouseStore(redshift)
+    with pytest.raises(WarehouseMissing, match="older release: run `atlasco warehouse init`"):
+        list(audit.readings(1, 0, 2**40))
+    with pytest.raises(WarehouseMissing, match="older release: run `atlasco warehouse init`"):
+        list(audit.remains(1, [1]))
+    with pytest.raises(QueryRefused):
+        redshift.query("SELECT * FROM resolved_nothing")
+    redshift.init()
+    assert list(audit.readings(1, 0, 2**40)) == []
 
 
 def test_a_certificate_of_nobody_is_refused(stand_in: RedshiftStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
