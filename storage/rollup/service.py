@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psycopg
 from google.protobuf.message import DecodeError
@@ -104,6 +104,7 @@ class Worker:
         self._clock = clock
         # Dropped projections, and when they were first seen to be: their drop is no younger.
         self._dropped: dict[int, float] = {}
+        self._housekept_s = float("-inf")
         self._failing = Rests(clock, _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S)
         self._isolation = Isolation(metrics, clock)
 
@@ -112,7 +113,7 @@ class Worker:
         await follow.adopt(self._pool, self._epoch)
 
     async def turn(self) -> bool:
-        """A round over the outbox and one step of everything else; whether there may be more at once.
+        """A round over the outbox and one step of everything else that is due; whether there may be more at once.
 
         What fails is reported, rests for a while, and keeps nothing else from going on: readings must be deleted, and
         new rollups filled, even if no round can be finished.
@@ -121,7 +122,9 @@ class Worker:
             StorageUnavailable, LeaseLost: nothing can go on.
         """
         more = False
-        for step in (self.round, self.fill, self.delete):
+        for step in (self.round, self.fill, self.delete, self.housekeeping):
+            if step == self.housekeeping and self._clock() - self._housekept_s < _HOUSEKEEPING_S:
+                continue
             if not self._failing.is_due(step.__name__):
                 continue
             try:
@@ -179,21 +182,44 @@ class Worker:
         self._metrics.count("atlasco_deletion_readings", readings or 0)
         return readings is not None
 
-    async def housekeeping(self) -> None:
-        """Forget what is past its term, and remove the tables of dropped projections."""
-        async with self._transaction() as connection:
-            await forget_deletions(connection)
-        with translated():
-            async with self._pool.connection() as connection:
-                await connection.execute(_SQL["retire_rollups"])
-                await self._remove_projections(connection)
+    async def housekeeping(self) -> bool:
+        """Forget what is past its term, and remove the tables of dropped projections; never is there more at once.
 
-    async def _remove_projections(self, connection: Connection) -> None:
+        What fails is reported, is tried again with the next housekeeping, and keeps nothing else from going on.
+        """
+        # Before anything is tried: what fails each time must not be tried in each turn.
+        self._housekept_s = self._clock()
+        async with self._reported("operations are not forgotten"), self._transaction() as connection:
+            await forget_deletions(connection)
+        async with self._reported("rollups are not retired"), self._connection() as connection:
+            await connection.execute(_SQL["retire_rollups"])
+        await self._remove_projections()
+        return False
+
+    async def _remove_projections(self) -> None:
         now_s = self._clock()
-        self._dropped = {number: self._dropped.get(number, now_s) for number in await dropped_projections(connection)}
+        async with self._connection() as connection:
+            dropped = await dropped_projections(connection)
+        self._dropped = {number: self._dropped.get(number, now_s) for number in dropped}
         for number, since_s in self._dropped.items():
             if now_s - since_s > LONGEST_READ_S:
-                await remove_projection(connection, number)
+                # Each by itself: an operator's view over one table must not keep those of all the others.
+                async with (
+                    self._reported("a dropped projection is not removed", projection=number),
+                    self._connection() as connection,
+                ):
+                    await remove_projection(connection, number)
+
+    @asynccontextmanager
+    async def _reported(self, what: str, **about: object) -> AsyncIterator[None]:
+        """Something that may fail by itself: it is counted and logged. Raises StorageUnavailable, LeaseLost."""
+        try:
+            yield
+        except (StorageUnavailable, follow.LeaseLost):
+            raise
+        except StorageError as error:
+            self._metrics.count("atlasco_rollup_failures", source=_source(error))
+            log.error(what, extra={**about, "error": f"{type(error).__name__}: {error}"})
 
     async def _apply(self, connection: Connection, stale: Dirty, declarations: Declarations) -> None:
         works: dict[Part, list[Callable[[], Awaitable[None]]]] = {}
@@ -220,11 +246,16 @@ class Worker:
         self._metrics.count("atlasco_rollup_rows_refreshed", len(devices))
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Connection]:
+    async def _connection(self) -> AsyncIterator[Connection]:
         with translated():
-            async with self._pool.connection() as connection, connection.transaction():
-                await follow.hold(connection, self._epoch)
+            async with self._pool.connection() as connection:
                 yield connection
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Connection]:
+        async with self._connection() as connection, connection.transaction():
+            await follow.hold(connection, self._epoch)
+            yield connection
 
 
 async def declared(connection: Connection) -> Declarations:
@@ -249,15 +280,19 @@ async def _floors(connection: Connection, tenants: list[int]) -> dict[int, int]:
 
 def report(metrics: Metrics, error: Exception) -> None:
     """Count and log what keeps the worker from going on with something; it is tried again."""
-    lost = isinstance(error, follow.LeaseLost)
-    retriable = getattr(error, "retriable", False)
-    source = "lease" if lost else "database" if retriable else "data"
+    source = _source(error)
     metrics.count("atlasco_rollup_failures", source=source)
     log.log(
-        logging.WARNING if retriable else logging.ERROR,
+        logging.WARNING if getattr(error, "retriable", False) else logging.ERROR,
         "the worker cannot go on yet",
         extra={"source": source, "error": f"{type(error).__name__}: {error}"},
     )
+
+
+def _source(error: Exception) -> Literal["lease", "database", "data"]:
+    if isinstance(error, follow.LeaseLost):
+        return "lease"
+    return "database" if getattr(error, "retriable", False) else "data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,9 +373,7 @@ class RollupProcess:
     async def _work(self, pool: Pool, leases: Leases, stopping: Shutdown) -> None:
         worker: Worker | None = None
         adopted: Lease | None = None
-        housekept = float("-inf")
         failures = 0
-        loop = asyncio.get_running_loop()
         while not stopping.requested:
             lease = self._lease
             if lease is None or not leases.holds(lease):
@@ -353,9 +386,6 @@ class RollupProcess:
                     await worker.adopt()
                     adopted = lease
                 more = await worker.turn()
-                if loop.time() - housekept >= _HOUSEKEEPING_S:
-                    await worker.housekeeping()
-                    housekept = loop.time()
                 failures = 0
                 pause = 0.0 if more else self._config.poll_s
             except StorageError as error:

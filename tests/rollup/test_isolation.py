@@ -10,9 +10,15 @@ from runtime.metrics import MemoryMetrics
 from storage.database import Pool
 from storage.deletion import find_operation, order_deletion
 from storage.errors import StorageDefect
-from storage.rollup.declare import create_projection, create_rollup, list_projections, list_rollups
+from storage.rollup.declare import (
+    create_projection,
+    create_rollup,
+    drop_projection,
+    list_projections,
+    list_rollups,
+)
 from storage.rollup.isolation import Rests
-from storage.rollup.service import Worker
+from storage.rollup.service import LONGEST_READ_S, Worker
 from tests.rollup.conftest import Clock, make_worker, settle, write_readings
 from tests.rollup.test_extreme_values import DEVICE, rival
 from tests.search.fleet import HOUR_US, MINUTE_US, Fleet, found
@@ -197,3 +203,58 @@ async def test_a_round_that_cannot_be_finished_holds_up_nothing_else(
     clock.now_s += 60
     await settle(worker)
     assert passed(owner) > before
+
+
+async def test_a_dropped_projection_that_cannot_be_removed_holds_up_nothing_else(
+    owner: psycopg.Connection[Any], fleet: Fleet, worker: Worker, admin_pool: Pool, clock: Clock,
+    metrics: MemoryMetrics,
+) -> None:  # fmt: skip
+    for name in ("first", "second"):
+        await create_projection(admin_pool, fleet.tenant_id, name, ["temperature"])
+    await settle(worker)
+    owner.execute("CREATE VIEW public.of_an_operator AS SELECT * FROM projections.p1")
+    owner.commit()
+    for name in ("first", "second"):
+        await drop_projection(admin_pool, fleet.tenant_id, name)
+
+    def tables() -> list[str]:
+        statement = "SELECT relname FROM pg_class WHERE relnamespace = 'projections'::regnamespace AND relkind = 'r'"
+        left = [row[0] for row in owner.execute(statement).fetchall()]
+        owner.commit()
+        return left
+
+    # Seen to be dropped at first, and removed once no read can know them.
+    clock.now_s += 2 * LONGEST_READ_S
+    await settle(worker)
+    assert len(tables()) == 2
+    clock.now_s += 2 * LONGEST_READ_S
+    await create_rollup(admin_pool, fleet.tenant_id, "numbers", ["temperature"])
+    # Not a turn too many, and none that raises.
+    await settle(worker)
+    assert tables() == ["p1"]
+    assert await states(admin_pool, fleet) == ["serving"]
+    for _ in range(5):
+        clock.now_s += 1
+        await settle(worker)
+    assert metrics.value("atlasco_rollup_failures", source="data") == 1
+    owner.execute("DROP VIEW public.of_an_operator")
+    owner.commit()
+    clock.now_s += 2 * LONGEST_READ_S
+    await settle(worker)
+    assert tables() == []
+    assert metrics.value("atlasco_rollup_failures", source="data") == 1
+
+
+async def test_housekeeping_that_fails_is_not_tried_in_every_turn(
+    worker: Worker, clock: Clock, metrics: MemoryMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(_: object) -> None:
+        raise StorageDefect("broken")
+
+    monkeypatch.setattr("storage.rollup.service.dropped_projections", fails)
+    for failures in (1, 2, 3):
+        for _ in range(5):
+            await settle(worker)
+            clock.now_s += 10
+        assert metrics.value("atlasco_rollup_failures", source="data") == failures
+        clock.now_s += 50
