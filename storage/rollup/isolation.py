@@ -10,7 +10,7 @@ from typing import Final
 
 from runtime.metrics import Metrics
 from storage.database import Connection
-from storage.errors import DataRefused, translated
+from storage.errors import DataRefused, DuplicateKey, QueryCanceled, StorageDefect, translated
 from storage.statements import statements
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,9 @@ _ROLLUP = statements("rollup.sql")
 _PROJECTION = statements("projections.sql")
 
 _PART_RESTS_S: Final = 600.0
+# What a part's own work can be at fault for: what its readings come to, a statement of it that takes too long, a table
+# of it that is missing. What is the moment's fault, or the lease's, concerns all, and ends the transaction.
+_OF_A_PART: Final = (DataRefused, DuplicateKey, QueryCanceled, StorageDefect)
 
 
 class Rests:
@@ -68,7 +71,7 @@ class Part:
 
 
 class Isolation:
-    """What the database refuses of one tenant's data costs that tenant its rollups, or the projection, and no more.
+    """What the database does not do for one tenant costs that tenant its rollups, or the projection, and no more.
 
     They go out of service: back to the state in which no query uses them and from which they are filled anew, once
     they have rested. Until then what changes in them is not computed, so whoever passes over a part that rests does
@@ -88,16 +91,16 @@ class Isolation:
         return [part.number for part in self._rests.resting if isinstance(part, Part) and part.kind is kind]
 
     async def attempt(self, connection: Connection, part: Part, work: Callable[[], Awaitable[None]]) -> bool:
-        """Do work that concerns only `part`; False: it was undone, because the database refused it."""
+        """Do work that concerns only `part`; False: it was undone, because the database did not do it."""
         try:
             async with _undone_alone(connection):
                 await work()
-        except DataRefused as error:
+        except _OF_A_PART as error:
             self._rests.failed(part)
             await suspend(connection, part)
             self._metrics.count("atlasco_rollup_failures", source="data")
             log.error(
-                "out of service: the database refuses what its readings come to; it is filled anew after a rest",
+                "out of service: the database does not do its work; it is filled anew after a rest",
                 extra={part.kind: part.number, "rest_s": _PART_RESTS_S, "error": f"{type(error).__name__}: {error}"},
             )
             return False
@@ -106,7 +109,7 @@ class Isolation:
     async def attempt_all(
         self, connection: Connection, works: Mapping[Part, Sequence[Callable[[], Awaitable[None]]]]
     ) -> None:
-        """Do the work of many parts; as `attempt` for each whose work is refused. Those that rest are passed over."""
+        """Do the work of many parts; as `attempt` for each whose work fails. Those that rest are passed over."""
         due: list[tuple[Part, Callable[[], Awaitable[None]]]] = []
         for part, of_part in works.items():
             if self.is_resting(part):
@@ -120,7 +123,7 @@ class Isolation:
             # slow down every snapshot, those of the replicas too.
             async with _undone_alone(connection):
                 await _in_turn([work for _, work in due])
-        except DataRefused:
+        except _OF_A_PART:
             for part, work in due:
                 await self.attempt(connection, part, work)
 

@@ -1,6 +1,6 @@
 """What the data of one tenant breaks stays with that tenant, and what cannot go on holds up nothing else."""
 
-from typing import Any
+from typing import Any, LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -9,7 +9,7 @@ import pytest
 from runtime.metrics import MemoryMetrics
 from storage.database import Pool
 from storage.deletion import find_operation, order_deletion
-from storage.errors import StorageDefect
+from storage.errors import StorageDefect, StorageError, StorageUnavailable, TransactionConflict
 from storage.rollup.declare import (
     create_projection,
     create_rollup,
@@ -17,6 +17,7 @@ from storage.rollup.declare import (
     list_projections,
     list_rollups,
 )
+from storage.rollup.follow import LeaseLost
 from storage.rollup.isolation import Rests
 from storage.rollup.service import LONGEST_READ_S, Worker
 from tests.rollup.conftest import Clock, make_worker, settle, write_readings
@@ -153,6 +154,82 @@ async def test_a_projection_goes_out_of_service_alone(
     clock.now_s += 3600
     await settle(worker)
     assert await projections() == ["serving", "serving"]
+
+
+@pytest.mark.parametrize("in_round", [True, False], ids=["round", "back-fill"])
+async def test_a_projection_without_its_table_goes_out_of_service_alone(
+    owner: psycopg.Connection[Any], fleet: Fleet, rival: Fleet, worker: Worker, admin_pool: Pool,
+    metrics: MemoryMetrics, in_round: bool,
+) -> None:  # fmt: skip
+    await settle(worker)
+    await create_projection(admin_pool, fleet.tenant_id, "wide", ["temperature"])
+    await create_rollup(admin_pool, rival.tenant_id, "numbers", ["temperature"])
+    if in_round:
+        await settle(worker)
+    owner.execute("DROP TABLE projections.p1 CASCADE")
+    owner.commit()
+    before = passed(owner)
+    for tenant in (fleet, rival):
+        write(owner, tenant, {tenant.now_us - 1: 1.0})
+    await settle(worker)
+    assert passed(owner) > before
+    assert await states(admin_pool, rival) == ["serving"]
+    assert hours(owner, rival) == 1
+    assert [p.status.state for p in await list_projections(admin_pool, fleet.tenant_id)] == ["pending"]
+    assert metrics.value("atlasco_rollup_failures", source="data") == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "sleeps"),
+    [("PERFORM pg_sleep(60)", True), ("RAISE unique_violation", False)],
+    ids=["timeout", "duplicate"],
+)
+async def test_what_ends_the_statements_of_one_tenant_puts_it_out_of_service_alone(
+    owner: psycopg.Connection[Any], fleet: Fleet, rival: Fleet, worker: Worker, pool: Pool,
+    admin_pool: Pool, metrics: MemoryMetrics, action: LiteralString, sleeps: bool,
+) -> None:  # fmt: skip
+    hour = fleet.now_us - fleet.now_us % HOUR_US - 5 * HOUR_US
+    for tenant in (fleet, rival):
+        await create_rollup(admin_pool, tenant.tenant_id, "numbers", ["temperature"])
+    await settle(worker)
+    owner.execute(
+        "CREATE FUNCTION ends() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$BEGIN IF NEW.tenant_id = {fleet.tenant_id} THEN {action}; END IF; RETURN NEW; END$$".encode()
+    )
+    owner.execute("CREATE TRIGGER ends BEFORE INSERT ON rollup_minute_double FOR EACH ROW EXECUTE FUNCTION ends()")
+    owner.commit()
+    if sleeps:
+        # The real thing, sooner; the pool has one connection as long as nobody asks for two.
+        async with pool.connection() as connection:
+            await connection.execute("SET statement_timeout = '1s'")
+    before = passed(owner)
+    for tenant in (fleet, rival):
+        write(owner, tenant, {hour: 1.0})
+    await settle(worker)
+    assert passed(owner) > before
+    assert await states(admin_pool, fleet, rival) == ["pending", "serving"]
+    assert (hours(owner, fleet), hours(owner, rival)) == (0, 1)
+    assert metrics.value("atlasco_rollup_failures", source="data") == 1
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable, TransactionConflict, LeaseLost])
+async def test_what_is_no_parts_fault_puts_none_out_of_service(
+    owner: psycopg.Connection[Any], fleet: Fleet, worker: Worker, admin_pool: Pool,
+    monkeypatch: pytest.MonkeyPatch, error: type[StorageError],
+) -> None:  # fmt: skip
+    await create_rollup(admin_pool, fleet.tenant_id, "numbers", ["temperature"])
+    await settle(worker)
+    before = passed(owner)
+    write(owner, fleet, {fleet.now_us - 1: 1.0})
+
+    async def fails(*_: object) -> int:
+        raise error("the moment")
+
+    monkeypatch.setattr("storage.rollup.service.compute", fails)
+    with pytest.raises(error):
+        await worker.round()
+    assert await states(admin_pool, fleet) == ["serving"]
+    assert passed(owner) == before
 
 
 async def test_what_rests_is_out_of_service_wherever_it_is_passed_over(
