@@ -13,7 +13,14 @@ from cli.migrate import reporting_errors
 from runtime.config import add_settings, load_settings
 from storage.kafka import KafkaConfig
 from storage.verify import HourAudit, Primary, Store, VerifyResult, WarehouseStore, by_tenant, verify
-from storage.verify_deletions import Leftover, deleted_devices, leftovers_in_primary, leftovers_in_store
+from storage.verify_deletions import (
+    Hidden,
+    Leftover,
+    deleted_devices,
+    hidden_devices,
+    leftovers_in_primary,
+    leftovers_in_store,
+)
 from storage.verify_log import LogStore
 from storage.warehouse.config import WarehouseConfig, open_warehouse
 
@@ -24,8 +31,11 @@ that PostgreSQL has now, so the relay and the loader have to run. Times before a
 
 Of devices whose deletion ended in the last 30 days nothing may be left, in PostgreSQL or in the other store; and the
 warehouse may name no device that PostgreSQL does not have. What is found is named, with the device and the store.
+Nor may the warehouse hold a device as deleted that PostgreSQL has, as it does after a restore of PostgreSQL to a moment
+before the deletion: it shows nothing of it until it is rebuilt.
 
-Exit code 0 when all hours are equal and nothing is left, 1 when not, or when a store did not become complete in time.
+Exit code 0 when all hours are equal, nothing is left and nothing hidden, 1 when not, or when a store did not become
+complete in time.
 
   atlasco verify                                   everything
   atlasco verify --tenant acme --from 2026-11-01   one tenant, from a day on
@@ -90,19 +100,19 @@ async def _verify(arguments: argparse.Namespace) -> int:
 
 def _audit_primary(arguments: argparse.Namespace, primary: Primary) -> bool:
     left = leftovers_in_primary(primary, arguments.tenant)
-    _show(arguments, left)
+    _show(arguments, "leftover", left)
     return bool(left)
 
 
-def _show(arguments: argparse.Namespace, left: Sequence[Leftover]) -> None:
+def _show(arguments: argparse.Namespace, kind: str, found: Sequence[Leftover | Hidden]) -> None:
     if arguments.json:
-        for leftover in left:
-            print(json.dumps({"leftover": str(leftover), **dataclasses.asdict(leftover)}))
+        for one in found:
+            print(json.dumps({kind: str(one), **dataclasses.asdict(one)}))
         return
-    for leftover in left[:_SHOWN]:
-        print(leftover)
-    if len(left) > _SHOWN:
-        print(f"and {len(left) - _SHOWN:,} more leftovers; --json shows all")
+    for one in found[:_SHOWN]:
+        print(one)
+    if len(found) > _SHOWN:
+        print(f"and {len(found) - _SHOWN:,} more {kind}s; --json shows all")
 
 
 def _compare(arguments: argparse.Namespace, primary: Primary, store: Store) -> bool:
@@ -129,9 +139,12 @@ def _compare(arguments: argparse.Namespace, primary: Primary, store: Store) -> b
         report=report,
     )
     left = leftovers_in_store(primary, store, deleted, patience_s=arguments.patience)
-    _show(arguments, left)
+    # The log hides nothing.
+    hidden = hidden_devices(primary, store, deleted) if isinstance(store, WarehouseStore) else []
+    _show(arguments, "hidden device", hidden)
+    _show(arguments, "leftover", left)
     if arguments.json:
-        print(json.dumps(_total(store.name, result) | {"leftovers": len(left)}))
+        print(json.dumps(_total(store.name, result) | {"hidden": len(hidden), "leftovers": len(left)}))
     else:
         for tenant, (ours, theirs) in by_tenant(audits).items():
             word = "equal" if ours == theirs else "DIFFERENT"
@@ -142,8 +155,10 @@ def _compare(arguments: argparse.Namespace, primary: Primary, store: Store) -> b
         for difference in result.differences[:_SHOWN]:
             print(difference)
         print(f"{result.hours:,} hours, {result.readings:,} readings, {len(result.differences)} hours differ")
+        if isinstance(store, WarehouseStore):
+            print(f"{len(hidden):,} devices that are there and that the {store.name} hides")
         print(f"{len(left):,} leftovers of deleted devices in the {store.name}")
-    return bool(result.differences or left)
+    return bool(result.differences or hidden or left)
 
 
 def _hour(store: str, audit: HourAudit) -> dict[str, Any]:

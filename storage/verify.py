@@ -24,7 +24,7 @@ import psycopg
 from storage.errors import StorageError, translated
 from storage.model import ValueType
 from storage.statements import statements
-from storage.warehouse.columns import resolved_relation
+from storage.warehouse.columns import GONE, resolved_relation
 from storage.warehouse.port import Scope, Warehouse
 
 HOUR_US = 3_600_000_000
@@ -288,6 +288,11 @@ class WarehouseStore:
                 )
                 found += [(entity_id, f"{count} readings ({value_type})") for entity_id, count in answer.rows]
             yield from sorted(found)
+
+    def gone(self, tenant_id: int) -> set[int]:
+        """The devices that the warehouse holds as deleted: whatever it has of them, it shows to nobody."""
+        statement = f"SELECT entity_id FROM {GONE} WHERE tenant_id = %s"
+        return {row[0] for row in self._warehouse.query(statement, [tenant_id], scope=Scope(tenant_id)).rows}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,18 @@
 PostgreSQL remembers a deletion for 30 days after its end. Of these devices nothing may be left in its own tables, and
 no reading in another store. Besides, a store that keeps names may name no device that PostgreSQL does not have,
 however long ago it was deleted; a deletion under way explains one.
+
+And the other way around: a device that PostgreSQL has must not be one that the warehouse holds as deleted, for it shows
+nothing of such a device, while both have the same readings. That is so after a restore of PostgreSQL to a moment before
+the deletion, or a failover that lost it.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from storage.verify import Primary, Store
+from storage.verify import Primary, Store, WarehouseStore
 
 Deleted: TypeAlias = Mapping[tuple[int, str], Mapping[int, str]]
 """Of each tenant, by id and name, the devices that were deleted: id and former name."""
@@ -30,6 +34,41 @@ class Leftover:
         return (
             f"tenant {self.tenant}, deleted device {self.device!r} (id {self.entity_id}): {self.store} has {self.found}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A device that PostgreSQL has, and a store holds as deleted."""
+
+    tenant: str
+    entity_id: int
+    device: str
+    store: str
+
+    def __str__(self) -> str:
+        return (
+            f"tenant {self.tenant}, device {self.device!r} (id {self.entity_id}): PostgreSQL has it, and {self.store} "
+            "holds it as deleted and shows nothing of it: run `atlasco rebuild` (see docs/operations.md, Restore to a "
+            "point in time)"
+        )
+
+
+def hidden_devices(primary: Primary, store: WarehouseStore, tenants: Iterable[tuple[int, str]]) -> list[Hidden]:
+    """The devices that are there and that the warehouse hides, of tenants given by id and name.
+
+    Raises:
+        StorageError: a store does not answer.
+    """
+    found = []
+    for tenant_id, tenant in tenants:
+        # The warehouse first: what it knows of a deletion was committed in PostgreSQL before, so no deletion that is
+        # ordered meanwhile can look like a difference, and nothing need be looked at twice.
+        gone = store.gone(tenant_id)
+        if gone:
+            there, leaving = primary.names(tenant_id)
+            hidden = sorted((gone & there.keys()) - leaving)
+            found += [Hidden(tenant, entity_id, there[entity_id], f"the {store.name}") for entity_id in hidden]
+    return found
 
 
 def leftovers_in_primary(primary: Primary, tenant: str | None = None) -> list[Leftover]:

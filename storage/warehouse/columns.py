@@ -26,7 +26,8 @@ VALUE: Final[Mapping[ValueType, pa.DataType]] = MappingProxyType(
 )
 
 GONE: Final = "gone_entities"
-"""The kind of the devices that were deleted. Kept for good: a batch of any age may be delivered again."""
+"""The kind of the devices that were deleted. Kept for good: a batch of any age may be delivered again. Also the
+relation of their ids, for the audit."""
 
 KEY: Final = ("tenant_id", "entity_id", "attribute_id", "ts")
 """What identifies a reading."""

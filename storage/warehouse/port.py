@@ -14,7 +14,8 @@ What everybody queries are the relations `entity_attributes_double`, `…_bigint
 names, as far as the log carries them, with `ts` as a UTC timestamp without zone. Corrections and deletions are
 resolved in them, and a device that was deleted has neither name nor readings there from the record on that says so,
 whatever arrives of it later. What is still stored of it, until the records of its readings have come too, is in
-`resolved_double`, …, which are for the audit. A statement must not use the tables underneath.
+`resolved_double`, …, and `gone_entities` has the ids of those devices: both are for the audit. A statement must not use
+the tables underneath.
 
 Calls block, may come from several threads, and raise only `StorageError`s; with a retriable one nothing, or
 everything, was done, and trying the same again is safe.

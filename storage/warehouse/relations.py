@@ -72,6 +72,9 @@ def relations(paths: Paths, statement: str) -> dict[str, str]:
     """The SELECT of each relation that a statement can use, by name; of those for the audit, which it does use."""
     gone = paths.get(GONE, ())
     found = {}
+    if GONE in statement:
+        # Said at the order of a deletion and once more at its end, and in files of their own until they are merged.
+        found[GONE] = f"SELECT DISTINCT {', '.join(SCHEMAS[GONE].names)} FROM ({source(GONE, gone)})"
     for vt in ValueType:
         rows = resolved(vt, paths.get(base_kind(vt), ()), paths.get(delta_kind(vt), ()))
         if resolved_relation(vt) in statement:

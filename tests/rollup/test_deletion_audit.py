@@ -1,6 +1,7 @@
 """What `atlasco verify` says of deletions: nothing when all is gone; device, store and rows when something is left."""
 
 import argparse
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from storage.relay.records import change_records
 from storage.rollup.declare import create_projection
 from storage.rollup.service import Worker
 from storage.verify import Primary, WarehouseStore, verify
-from storage.verify_deletions import deleted_devices, leftovers_in_primary, leftovers_in_store
+from storage.verify_deletions import deleted_devices, hidden_devices, leftovers_in_primary, leftovers_in_store
 from storage.warehouse.batch import ChangeSet
 from storage.warehouse.local import LocalWarehouse
 from storage.warehouse.port import LaneWatermark, Unit
@@ -203,26 +204,73 @@ async def test_a_deletion_that_is_only_ordered_is_no_difference(
     assert audited(database, warehouse) == ([], [])
 
 
-@pytest.mark.parametrize("as_json", [False, True])
-def test_the_command_names_what_is_left_and_fails(
-    owner: psycopg.Connection[Any], database: Database, warehouse: LocalWarehouse, fleet: Fleet, gone: int,
-    carry: Carry, capsys: pytest.CaptureFixture[str], as_json: bool, tmp_path: Path,
-) -> None:  # fmt: skip
-    def run() -> int:
+Run: TypeAlias = Callable[..., int]
+
+
+@pytest.fixture
+def run(database: Database, tmp_path: Path) -> Run:
+    """`atlasco verify` of the tenant."""
+
+    def ran(as_json: bool) -> int:
         parser = argparse.ArgumentParser(prog="atlasco")
         verify_command.add_parser(parser.add_subparsers(required=True))
         words = ["verify", "--dsn", database(), "--warehouse-dir", str(tmp_path / "warehouse"), "--tenant", TENANT]
         arguments = parser.parse_args([*words, *(["--json"] if as_json else [])])
         return int(arguments.run(arguments))
 
-    assert run() == 0
+    return ran
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_a_device_that_is_there_and_the_warehouse_hides_is_named(
+    owner: psycopg.Connection[Any], database: Database, warehouse: LocalWarehouse, fleet: Fleet, gone: int,
+    write: Write, admin_pool: Pool, carry: Carry, capsys: pytest.CaptureFixture[str], run: Run, as_json: bool,
+) -> None:  # fmt: skip
+    await order_deletion(admin_pool, fleet.tenant_id, "device-0002", uuid4())
+    carry()
+    primary, store = Primary(database()), WarehouseStore(warehouse)
+    tenants = [(fleet.tenant_id, TENANT)]
+    assert hidden_devices(primary, store, tenants) == [], "its deletion is under way"
+    # As a restore to the moment before, or a failover that lost the order.
+    back = fleet.entity_ids["device-0002"]
+    owner.execute("DELETE FROM entity_deletions WHERE entity_id = %s", [back])
+    owner.execute(
+        "INSERT INTO entities (tenant_id, entity_id, external_id, entity_type, labels) OVERRIDING SYSTEM VALUE "
+        "VALUES (%s, %s, 'device-0002', '', '{}')", [fleet.tenant_id, back],
+    )  # fmt: skip
+    owner.commit()
+    write("device-0002", "count", {fleet.now_us + 1: 8})
+    carry()
+    assert warehouse.query("SELECT entity_id FROM entity_attributes_bigint").rows == []
+    assert await asyncio.to_thread(run, as_json) == 1
+    lines = capsys.readouterr().out.splitlines()
+    if as_json:
+        parsed = [json.loads(line) for line in lines]
+        text = next(row for row in parsed if "hidden device" in row)
+        assert (text["tenant"], text["entity_id"], text["device"]) == (TENANT, back, "device-0002")
+        assert "atlasco rebuild" in text["hidden device"]
+        assert (parsed[-1]["different"], parsed[-1]["hidden"], parsed[-1]["leftovers"]) == (0, 1, 0)
+    else:
+        assert [line for line in lines if "'device-0002'" in line and "atlasco rebuild" in line]
+        assert lines[-2:] == [
+            "1 devices that are there and that the warehouse hides",
+            "0 leftovers of deleted devices in the warehouse",
+        ]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_command_names_what_is_left_and_fails(
+    owner: psycopg.Connection[Any], fleet: Fleet, gone: int, carry: Carry, capsys: pytest.CaptureFixture[str], run: Run,
+    as_json: bool,
+) -> None:  # fmt: skip
+    assert run(as_json) == 0
     capsys.readouterr()
     owner.execute((KEY + "attribute_id, ts, bigint_value) VALUES (%s, %s, 1, now(), 1)").replace(
         "{}", "latest_values"), [fleet.tenant_id, gone],
     )  # fmt: skip
     owner.commit()
     carry(change_set([(gone, 1, fleet.now_us + 1, 1.0)], tenant=fleet.tenant_id))
-    assert run() == 1
+    assert run(as_json) == 1
     lines = capsys.readouterr().out.splitlines()
     texts = [
         f"tenant {TENANT}, deleted device '{DEVICE}' (id {gone}): PostgreSQL has 1 rows in latest_values",

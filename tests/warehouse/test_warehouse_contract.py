@@ -423,6 +423,7 @@ def test_a_device_that_is_gone_has_no_name_whatever_comes_when(
     # A write request that had looked the device up before the deletion, published after it.
     load(warehouse, unit(4, 5, change_set([(3, 1, T0, 1.0)])))
     assert names(warehouse) == [(2, "device-2")]
+    assert gone(warehouse) == [(1, 1), (1, 3)]
     warehouse.compact()
     assert names(warehouse) == [(2, "device-2")]
     assert held(warehouse) == expected(doubles(2, entity=2))
@@ -430,6 +431,23 @@ def test_a_device_that_is_gone_has_no_name_whatever_comes_when(
     stored = {size.kind: size.rows for size in warehouse.status().sizes}
     assert stored["entities"] == 1, "the name is not just hidden"
     assert names(warehouse) == [(2, "device-2")]
+
+
+def gone(warehouse: Warehouse) -> list[tuple[int, int]]:
+    rows = warehouse.query("SELECT tenant_id, entity_id FROM gone_entities ORDER BY 1, 2").rows
+    return [(tenant, entity) for tenant, entity in rows]
+
+
+def test_the_audit_is_told_which_devices_are_gone(warehouse: Warehouse) -> None:
+    opened(warehouse)
+    assert gone(warehouse) == []
+    load(warehouse, unit(0, 1, change_set([*NAMED])))
+    assert gone(warehouse) == []
+    for place in (1, 2):
+        load(warehouse, unit(place, place + 1, change_set([], gone=[1]), change_set([], gone=[2], tenant=2)))
+        assert gone(warehouse) == [(1, 1), (2, 2)]
+    some = warehouse.query("SELECT entity_id FROM gone_entities WHERE tenant_id = %s", [2], scope=Scope(2)).rows
+    assert [tuple(row) for row in some] == [(2,)]
 
 
 @pytest.mark.parametrize("compacted", [False, True], ids=["plain", "compacted"])

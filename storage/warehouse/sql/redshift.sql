@@ -55,7 +55,7 @@ CREATE TABLE IF NOT EXISTS atlasco.delta_{type} (
 DISTKEY (entity_id) SORTKEY (ts)
 
 -- name: create_gone_entities
--- The devices that were deleted, so that no batch delivered late or again brings a name back.
+-- The devices that were deleted, so that no batch delivered late or again brings a name back. The audit reads it as it is.
 CREATE TABLE IF NOT EXISTS atlasco.gone_entities (tenant_id INTEGER NOT NULL, entity_id BIGINT NOT NULL)
 DISTKEY (entity_id) SORTKEY (tenant_id, entity_id)
 
