@@ -378,12 +378,13 @@ async def test_texts_that_only_a_part_has_are_not_the_answer_s(
     platform: Platform, router: tuple[Router, WarehouseSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     routing, source = router
+    platform.ids["wordy"] = platform.one("SELECT register_entity(%s, 'wordy', '', '{}')", platform.tenant)
     older_us, newer_us = platform.now_us - 10 * DAY_US, platform.now_us - HOUR_US
-    platform.write([("d2", "state", older_us, "x" * 400)])
+    platform.write([("wordy", "state", older_us, "x" * 400)])
     platform.load()
-    platform.write([("d2", "state", newer_us, "y")])
+    platform.write([("wordy", "state", newer_us, "y")])
     await source.measure()
-    question = AggregateQuestion(Selection(["d2"]), ["state"], older_us, platform.now_us + 1, [Function.LAST])
+    question = AggregateQuestion(Selection(["wordy"]), ["state"], older_us, platform.now_us + 1, [Function.LAST])
     kinds = []
     for limit in (1_000, 100):
         monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", limit)
