@@ -73,14 +73,15 @@ def hanging(server: PostgresCluster) -> Iterator[None]:
     postmaster.suspend()
     try:
         for process in postmaster.children(recursive=True):
-            # One may be at its end just then.
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
                 stopped.append(process)
         yield
     finally:
         for process in stopped:
-            process.resume()
+            # A child that ended before it was stopped is there until the postmaster goes on and reaps it.
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def metadata(tenant: str) -> list[tuple[str, str]]:
