@@ -318,7 +318,8 @@ class _Execution(Generic[A]):
                 degraded = database.prove_freshness(session.snapshot, asked)
                 return await question.resolved(session), session.snapshot.as_of_us, degraded
 
-            return await database.within(self._tenant, resolve, self._left_s())
+            with self._router.fallback(counts=self._is_taken_over(database)):
+                return await database.within(self._tenant, resolve, self._left_s())
 
         (resolved, as_of_us, degraded), _ = await self._from_some_database(requirement, look_up)
         answer, proof = await warehouse.answer(self._tenant, resolved, requirement, self._left_s())
@@ -352,33 +353,31 @@ class _Execution(Generic[A]):
         """What `work` makes of the first database that is up and fresh enough: good replicas, then the primary."""
         databases = self._router.databases_for(self._plan)
         for database in databases:
-            on_primary = database.kind is SourceKind.PRIMARY
-            asked = replace(requirement, as_of_us=None if on_primary else requirement.as_of_us)
-            counts = on_primary and self._is_replicated and self._need.max_staleness_us > 0
+            is_primary = database.kind is SourceKind.PRIMARY
+            asked = replace(requirement, as_of_us=None if is_primary else requirement.as_of_us)
             began = monotonic()
             try:
-                with self._router.fallback(counts=counts):
-                    return await work(database, asked), database
+                return await work(database, asked), database
             except (Unproven, StorageUnavailable, TransactionConflict) as error:
                 if database is databases[-1]:
                     raise
                 self._attempts.append(self._attempt(database.kind, database.name, began, error=error))
         raise AssertionError("the primary is always among the databases")
 
-    @property
-    def _is_replicated(self) -> bool:
-        return any(verdict.standing.kind is SourceKind.REPLICA for verdict in self._plan.verdicts)
+    def _is_taken_over(self, database: DatabaseSource, newer_from_us: int | None = None) -> bool:
+        """Whether what `database` does for a question of the warehouse is another source's, that fell to the primary.
 
-    def _is_taken_over(self, database: DatabaseSource, begins_us: int) -> bool:
-        """Whether the newer part of a split, from `begins_us` on, is more than what is the primary's own.
-
-        Where there is no replica, the last hours are. All of the range, or days of it, are what a loader that stands
-        still has left to it. (Where there is one, the part was counted before it began.)
+        Where there are replicas, all of it is theirs. Where there are none, the primary looks up names and reads the
+        last hours of a split; all of the range, or days of it, are what a loader that stands still has left to it.
         """
+        if database.kind is not SourceKind.PRIMARY or self._need.max_staleness_us == 0:
+            return False
+        if any(verdict.standing.kind is SourceKind.REPLICA for verdict in self._plan.verdicts):
+            return True
+        if newer_from_us is None:
+            return False
         start_us, end_us = self._question.start_us or 0, self._question.end_us or 0
-        is_much = begins_us <= start_us or end_us - begins_us > self._router.policy.long_range_us
-        on_primary = database.kind is SourceKind.PRIMARY and not self._is_replicated
-        return is_much and on_primary and self._need.max_staleness_us > 0
+        return newer_from_us <= start_us or end_us - newer_from_us > self._router.policy.long_range_us
 
     def _marked(self, proof: Proof) -> Proof:
         """The proof, marked where a database answered what is the warehouse's."""
