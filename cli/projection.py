@@ -102,6 +102,7 @@ def status_cells(status: Status) -> dict[str, Any]:
         "filled": f"{status.backfilled:.0%}",
         "from": _text(status.complete_from),
         "as of": _text(status.as_of),
+        "problem": status.problem,
     }
 
 

@@ -63,6 +63,7 @@ _STATES: Final = {
     "pending": admin_pb2.MATERIALIZATION_STATE_PENDING,
     "backfilling": admin_pb2.MATERIALIZATION_STATE_BACKFILLING,
     "serving": admin_pb2.MATERIALIZATION_STATE_SERVING,
+    "failed": admin_pb2.MATERIALIZATION_STATE_FAILED,
     "dropping": admin_pb2.MATERIALIZATION_STATE_DROPPING,
 }
 _STEPS: Final = {
@@ -290,6 +291,7 @@ def _status(status: Status) -> admin_pb2.MaterializationStatus:
         complete_from_us=_us(status.complete_from),
         backfilled=status.backfilled,
         rows=status.rows or 0,
+        problem=status.problem,
     )
 
 

@@ -80,6 +80,7 @@ MetricName = Literal[
     "atlasco_rollup_minutes_computed",
     "atlasco_rollup_rows_refreshed",
     "atlasco_rollup_backfills_pending",
+    "atlasco_rollup_failed",
     "atlasco_rollup_failures",
     "atlasco_rollup_rewinds",
     "atlasco_deletions_open",
@@ -548,7 +549,13 @@ DEFINITIONS: Final[Mapping[MetricName, MetricDefinition]] = MappingProxyType(
         "atlasco_rollup_backfills_pending": _gauge(
             "{declaration}",
             "Rollups and projections that are not filled yet.",
-            "For hours: look at the list with `atlasco projection list`; it moves, or the log says why not.",
+            "For hours: look at the list with `atlasco projection list`; it moves, or its problem says why not.",
+        ),
+        "atlasco_rollup_failed": _gauge(
+            "{declaration}",
+            "Rollups and projections that are out of service because the database refused their work.",
+            "`atlasco rollup list` and `atlasco projection list` say why. Each is filled anew after ten minutes; one "
+            "that fails again needs what its problem names.",
         ),
         "atlasco_rollup_failures": _counter(
             "{failure}",

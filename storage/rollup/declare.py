@@ -55,8 +55,9 @@ class DeclarationQuota(StorageError):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where a declaration stands: pending, backfilling, serving or dropping.
+    """Where a declaration stands: pending, backfilling, serving, failed or dropping.
 
+    Failed: the worker could not keep it up, `problem` says why, and it is filled anew after a rest.
     `as_of`: it holds everything committed before; None: not known yet. `complete_from`: the reading time from which
     it is filled; None: from the beginning, or nothing is yet. `backfilled`: 0 to 1. `rows` is an estimate; None: not
     counted.
@@ -67,6 +68,7 @@ class Status:
     complete_from: datetime | None
     backfilled: float
     rows: int | None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ async def list_rollups(pool: Pool, tenant_id: int, name: str | None = None) -> l
             attributes=row[1] or [],
             backfill_from=row[2],
             created_at=row[3],
-            status=Status(row[4], row[5], row[6], row[7], None),
+            status=Status(_state(*row[4:6]), row[6], row[7], row[8], None, row[5]),
         )
         for row in await _rows(pool, "rollups", {"tenant": tenant_id, "name": name})
     ]
@@ -150,7 +152,7 @@ async def list_projections(pool: Pool, tenant_id: int, name: str | None = None) 
             entity_type=row[1],
             attributes=row[2] or [],
             created_at=row[3],
-            status=Status(row[4], row[5], None, row[6], row[7]),
+            status=Status(_state(*row[4:6]), row[6], None, row[7], row[8], row[5]),
         )
         for row in await _rows(pool, "projections", {"tenant": tenant_id, "name": name})
     ]
@@ -180,6 +182,10 @@ async def drop_projection(pool: Pool, tenant_id: int, name: str) -> None:
     """Take a projection out of use; its table goes in the background. Raises DeclarationNotFound, StorageError."""
     if not await _scalar(pool, "drop_projection", {"tenant": tenant_id, "name": name}):
         raise DeclarationNotFound(f"no projection named {name!r}")
+
+
+def _state(stored: str, problem: str) -> str:
+    return "failed" if problem and stored != "dropping" else stored
 
 
 def _judge(name: str, outcome: str) -> None:

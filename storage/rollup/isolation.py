@@ -19,6 +19,8 @@ _ROLLUP = statements("rollup.sql")
 _PROJECTION = statements("projections.sql")
 
 _PART_RESTS_S: Final = 600.0
+# Of what the database says, in characters: the beginning tells it.
+_PROBLEM_LENGTH: Final = 500
 # What a part's own work can be at fault for: what its readings come to, a statement of it that takes too long, a table
 # of it that is missing. What is the moment's fault, or the lease's, concerns all, and ends the transaction.
 _OF_A_PART: Final = (DataRefused, DuplicateKey, QueryCanceled, StorageDefect)
@@ -74,13 +76,15 @@ class Isolation:
     """What the database does not do for one tenant costs that tenant its rollups, or the projection, and no more.
 
     They go out of service: back to the state in which no query uses them and from which they are filled anew, once
-    they have rested. Until then what changes in them is not computed, so whoever passes over a part that rests does
-    that with `suspend`, in the transaction that moves the cursors past the changes.
+    they have rested; their owner is told why. Until then what changes in them is not computed, so a part that is
+    passed over goes out of service again, in the transaction that moves the cursors past the changes.
     """
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float]) -> None:
         self._metrics = metrics
         self._rests = Rests(clock, _PART_RESTS_S, _PART_RESTS_S)
+        # Of each part that ever failed, what it was last.
+        self._problems: dict[Part, str] = {}
 
     def is_resting(self, part: Part) -> bool:
         """Whether it is out of service, and not to be tried yet."""
@@ -97,7 +101,8 @@ class Isolation:
                 await work()
         except _OF_A_PART as error:
             self._rests.failed(part)
-            await suspend(connection, part)
+            self._problems[part] = str(error)[:_PROBLEM_LENGTH]
+            await self._suspend(connection, part)
             self._metrics.count("atlasco_rollup_failures", source="data")
             log.error(
                 "out of service: the database does not do its work; it is filled anew after a rest",
@@ -113,7 +118,7 @@ class Isolation:
         due: list[tuple[Part, Callable[[], Awaitable[None]]]] = []
         for part, of_part in works.items():
             if self.is_resting(part):
-                await suspend(connection, part)
+                await self._suspend(connection, part)
             else:
                 due.append((part, partial(_in_turn, of_part)))
         if not due:
@@ -127,18 +132,19 @@ class Isolation:
             for part, work in due:
                 await self.attempt(connection, part, work)
 
+    async def _suspend(self, connection: Connection, part: Part) -> None:
+        """Take a part that failed out of service, as far as it is not."""
+        problem = self._problems[part]
+        if part.kind is Kind.ROLLUPS:
+            await connection.execute(_ROLLUP["suspend_rollups"], {"tenant": part.number, "problem": problem})
+        else:
+            parameters = {"projection": part.number, "problem": problem}
+            await connection.execute(_PROJECTION["suspend_projection"], parameters)
+
 
 async def _in_turn(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
     for work in works:
         await work()
-
-
-async def suspend(connection: Connection, part: Part) -> None:
-    """Take a part out of service, as far as it is not."""
-    if part.kind is Kind.ROLLUPS:
-        await connection.execute(_ROLLUP["suspend_rollups"], {"tenant": part.number})
-    else:
-        await connection.execute(_PROJECTION["suspend_projection"], {"projection": part.number})
 
 
 @asynccontextmanager

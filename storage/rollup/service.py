@@ -301,6 +301,7 @@ class _Measured:
 
     lag_s: float = 0.0
     backfills: int = 0
+    failed: int = 0
     deletions: int = 0
     deletions_failing: int = 0
     oldest_deletion_s: float = 0.0
@@ -399,6 +400,7 @@ class RollupProcess:
         self._metrics.gauge("atlasco_rollup_active", lambda: float(self._lease is not None))
         self._metrics.gauge("atlasco_rollup_lag_seconds", lambda: self._measured.lag_s)
         self._metrics.gauge("atlasco_rollup_backfills_pending", lambda: float(self._measured.backfills))
+        self._metrics.gauge("atlasco_rollup_failed", lambda: float(self._measured.failed))
         self._metrics.gauge("atlasco_deletions_open", lambda: float(self._measured.deletions))
         self._metrics.gauge("atlasco_deletions_failing", lambda: float(self._measured.deletions_failing))
         self._metrics.gauge("atlasco_deletion_oldest_seconds", lambda: self._measured.oldest_deletion_s)

@@ -20,7 +20,7 @@ SELECT attribute_id, name, type::text, keeps_latest FROM attributes
 -- The part done of the span from the newest possible reading back to the oldest that is kept or wanted.
 SELECT r.name, (SELECT array_agg(a.name ORDER BY a.name) FROM attributes a
                  WHERE a.tenant_id = r.tenant_id AND a.attribute_id = ANY (r.attribute_ids)),
-       r.backfill_from, r.created_at, r.state, w.through, r.complete_from,
+       r.backfill_from, r.created_at, r.state, r.problem, w.through, r.complete_from,
        CASE WHEN r.state = 'serving' THEN 1 WHEN r.complete_from IS NULL THEN 0
             ELSE least(1, greatest(0, extract(epoch FROM now() + t.window_future - r.complete_from)
                  / greatest(1, extract(epoch FROM now() + t.window_future
@@ -34,7 +34,7 @@ SELECT r.name, (SELECT array_agg(a.name ORDER BY a.name) FROM attributes a
 -- Devices are done in the order of their ids; the rows are the planner's estimate, for counting would read them all.
 SELECT p.name, p.entity_type, (SELECT array_agg(a.name ORDER BY a.name) FROM attributes a
                                 WHERE a.tenant_id = p.tenant_id AND a.attribute_id = ANY (p.attribute_ids)),
-       p.created_at, p.state, w.through,
+       p.created_at, p.state, p.problem, w.through,
        CASE WHEN p.state = 'serving' THEN 1 WHEN p.backfill_entity = 0 THEN 0
             ELSE (SELECT count(*) FILTER (WHERE e.entity_id <= p.backfill_entity)::float8 / greatest(count(*), 1)
                     FROM entities e WHERE e.tenant_id = p.tenant_id) END::float8,

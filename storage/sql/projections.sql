@@ -20,9 +20,9 @@ DELETE FROM {table} p
 
 -- name: suspend_projection
 -- Out of service, until it is filled anew: as suspend_rollups.
-UPDATE projections SET state = 'pending', backfill_entity = 0
- WHERE projection_id = %(projection)s
-   AND (state IN ('backfilling', 'serving') OR state = 'pending' AND backfill_entity > 0)
+UPDATE projections SET state = 'pending', backfill_entity = 0, problem = %(problem)s
+ WHERE projection_id = %(projection)s AND state <> 'dropping'
+   AND (state, backfill_entity, problem) <> ('pending', 0, %(problem)s)
 
 -- name: pending_projection
 SELECT projection_id, backfill_entity FROM projections
@@ -30,7 +30,7 @@ SELECT projection_id, backfill_entity FROM projections
  ORDER BY created_at, projection_id LIMIT 1 FOR UPDATE
 
 -- name: move_projection
-UPDATE projections SET state = %(state)s, backfill_entity = %(entity)s WHERE projection_id = %(projection)s
+UPDATE projections SET state = %(state)s, backfill_entity = %(entity)s, problem = '' WHERE projection_id = %(projection)s
 
 -- name: dropped_projections
 -- In use by nothing that begins from now on.

@@ -60,16 +60,16 @@ UPDATE outbox_consumers
 
 -- name: restart_rollups
 -- … and fill everything again.
-UPDATE rollups SET state = 'pending', complete_from = NULL, backfill_entity = 0 WHERE state <> 'dropping'
+UPDATE rollups SET state = 'pending', complete_from = NULL, backfill_entity = 0, problem = '' WHERE state <> 'dropping'
 
 -- name: restart_projections
-UPDATE projections SET state = 'pending', backfill_entity = 0 WHERE state <> 'dropping'
+UPDATE projections SET state = 'pending', backfill_entity = 0, problem = '' WHERE state <> 'dropping'
 
 -- name: suspend_rollups
 -- Out of service, until they are filled anew: what the tenant's readings come to was refused, or passed over.
-UPDATE rollups SET state = 'pending', complete_from = NULL, backfill_entity = 0
- WHERE tenant_id = %(tenant)s
-   AND (state IN ('backfilling', 'serving') OR state = 'pending' AND (complete_from IS NOT NULL OR backfill_entity > 0))
+UPDATE rollups SET state = 'pending', complete_from = NULL, backfill_entity = 0, problem = %(problem)s
+ WHERE tenant_id = %(tenant)s AND state <> 'dropping'
+   AND (state, complete_from IS NULL, backfill_entity, problem) <> ('pending', true, 0, %(problem)s)
 
 -- name: declared_rollups
 SELECT r.tenant_id, a.attribute_id, a.type::text
@@ -204,7 +204,8 @@ SELECT %(tenant)s, h.entity_id, h.attribute_id, h.hour, {merged}
  GROUP BY 2, 3, 4
 
 -- name: move_rollup
-UPDATE rollups SET state = %(state)s, complete_from = %(complete_from)s, backfill_entity = %(entity)s
+UPDATE rollups
+   SET state = %(state)s, complete_from = %(complete_from)s, backfill_entity = %(entity)s, problem = ''
  WHERE tenant_id = %(tenant)s AND name = %(name)s
 
 -- name: dropped_rollup
@@ -228,6 +229,7 @@ SELECT (SELECT extract(epoch FROM clock_timestamp() - min(published_through))::f
           FROM outbox_consumers WHERE consumer = 'rollup'),
        (SELECT count(*) FROM rollups WHERE state IN ('pending', 'backfilling'))
        + (SELECT count(*) FROM projections WHERE state IN ('pending', 'backfilling')),
+       (SELECT count(*) FROM rollups WHERE problem <> '') + (SELECT count(*) FROM projections WHERE problem <> ''),
        count(*), count(*) FILTER (WHERE problem <> ''),
        coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8
   FROM entity_deletions WHERE ended_at IS NULL

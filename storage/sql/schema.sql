@@ -1081,6 +1081,8 @@ CREATE TABLE rollups (
     -- Of the stretch before complete_from that is being filled, or of the removal: the last device done.
     backfill_entity bigint      NOT NULL DEFAULT 0,
     created_at      timestamptz NOT NULL DEFAULT now(),
+    -- Why it is out of service, until it is filled again; empty: it is not.
+    problem         text        NOT NULL DEFAULT '',
     PRIMARY KEY (tenant_id, name)
 );
 
@@ -1097,6 +1099,8 @@ CREATE TABLE projections (
     -- The last device done by the back-fill.
     backfill_entity bigint      NOT NULL DEFAULT 0,
     created_at      timestamptz NOT NULL DEFAULT now(),
+    -- As of rollups.
+    problem         text        NOT NULL DEFAULT '',
     UNIQUE (tenant_id, name)
 );
 CREATE SCHEMA projections;
@@ -1461,6 +1465,6 @@ GRANT EXECUTE ON FUNCTION deletion_remains(text) TO atlasco_loader;
 -- schema_migrations says which migrations this file already holds.
 INSERT INTO schema_migrations (version, name) VALUES (1, 'initial'), (2, 'fanout'), (3, 'warehouse'), (4, 'query'),
     (5, 'projection_indexes'), (6, 'deletions'), (7, 'kept_from'), (8, 'give_up_ranges'),
-    (9, 'kept_from_of_retired_ranges');
+    (9, 'kept_from_of_retired_ranges'), (10, 'problem_of_rollups'), (11, 'problem_of_projections');
 
 COMMIT;

@@ -124,7 +124,7 @@ async def test_tiny_values_are_summed_up(
 
 
 @settings(
-    max_examples=40, deadline=None,
+    max_examples=10, deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 @given(data=st.data())

@@ -67,6 +67,10 @@ def passed(owner: psycopg.Connection[Any]) -> Any:
     return through
 
 
+async def problems(pool: Pool, tenant: Fleet) -> list[str]:
+    return [r.status.problem for r in await list_rollups(pool, tenant.tenant_id)]
+
+
 async def states(pool: Pool, *tenants: Fleet) -> list[str]:
     return [r.status.state for t in tenants for r in await list_rollups(pool, t.tenant_id)]
 
@@ -106,7 +110,10 @@ async def test_rollups_of_one_tenant_go_out_of_service_alone(
         if not in_round:
             await create_rollup(admin_pool, tenant.tenant_id, "numbers", ["temperature"])
     await settle(worker)
-    assert await states(admin_pool, fleet, rival) == ["pending", "serving"]
+    assert await states(admin_pool, fleet, rival) == ["failed", "serving"]
+    (problem,) = await problems(admin_pool, fleet)
+    assert 'violates check constraint "poison"' in problem
+    assert await problems(admin_pool, rival) == [""]
     assert hours(owner, rival) == 2
     assert passed(owner) > before
     assert metrics.value("atlasco_rollup_failures", source="data") == 1
@@ -119,10 +126,11 @@ async def test_rollups_of_one_tenant_go_out_of_service_alone(
     owner.commit()
     write(owner, fleet, {hour + 2 * HOUR_US: 3.0})
     await settle(worker)
-    assert await states(admin_pool, fleet) == ["pending"]
+    assert await states(admin_pool, fleet) == ["failed"]
     clock.now_s += 3600
     await settle(worker)
     assert await states(admin_pool, fleet) == ["serving"]
+    assert await problems(admin_pool, fleet) == [""]
     assert hours(owner, fleet) == 3
     counted = found(owner, "SELECT sum(readings) FROM rollup_hour_double WHERE tenant_id = %s", fleet.tenant_id)
     owner.commit()
@@ -145,11 +153,13 @@ async def test_a_projection_goes_out_of_service_alone(
     async def projections() -> list[str]:
         return [p.status.state for t in (fleet, rival) for p in await list_projections(admin_pool, t.tenant_id)]
 
-    assert await projections() == ["pending", "serving"]
+    assert await projections() == ["failed", "serving"]
+    (projection,) = await list_projections(admin_pool, fleet.tenant_id)
+    assert 'violates check constraint "poison"' in projection.status.problem
     assert await states(admin_pool, fleet, rival) == ["serving", "serving"]
     clock.now_s += 3600
     await settle(worker)
-    assert await projections() == ["pending", "serving"]
+    assert await projections() == ["failed", "serving"]
     write(owner, fleet, {fleet.now_us + 1: 1.0})
     clock.now_s += 3600
     await settle(worker)
@@ -175,7 +185,7 @@ async def test_a_projection_without_its_table_goes_out_of_service_alone(
     assert passed(owner) > before
     assert await states(admin_pool, rival) == ["serving"]
     assert hours(owner, rival) == 1
-    assert [p.status.state for p in await list_projections(admin_pool, fleet.tenant_id)] == ["pending"]
+    assert [p.status.state for p in await list_projections(admin_pool, fleet.tenant_id)] == ["failed"]
     assert metrics.value("atlasco_rollup_failures", source="data") == 1
 
 
@@ -207,7 +217,7 @@ async def test_what_ends_the_statements_of_one_tenant_puts_it_out_of_service_alo
         write(owner, tenant, {hour: 1.0})
     await settle(worker)
     assert passed(owner) > before
-    assert await states(admin_pool, fleet, rival) == ["pending", "serving"]
+    assert await states(admin_pool, fleet, rival) == ["failed", "serving"]
     assert (hours(owner, fleet), hours(owner, rival)) == (0, 1)
     assert metrics.value("atlasco_rollup_failures", source="data") == 1
 
@@ -252,7 +262,7 @@ async def test_what_rests_is_out_of_service_wherever_it_is_passed_over(
             await worker.round()
     assert await states(admin_pool, fleet) == ["serving"]
     await worker.round()
-    assert await states(admin_pool, fleet) == ["pending"]
+    assert await states(admin_pool, fleet) == ["failed"]
 
 
 async def test_a_round_that_cannot_be_finished_holds_up_nothing_else(

@@ -50,7 +50,7 @@ class _MaterializationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_
     MATERIALIZATION_STATE_SERVING: _MaterializationState.ValueType  # 3
     """All of it is there, and kept up to date."""
     MATERIALIZATION_STATE_FAILED: _MaterializationState.ValueType  # 4
-    """The worker cannot go on; `problem` says why."""
+    """The worker could not keep it up: no query uses it, `problem` says why, and it is filled anew after a rest."""
     MATERIALIZATION_STATE_DROPPING: _MaterializationState.ValueType  # 5
     """Its rows are being removed."""
 
@@ -65,7 +65,7 @@ MATERIALIZATION_STATE_BACKFILLING: MaterializationState.ValueType  # 2
 MATERIALIZATION_STATE_SERVING: MaterializationState.ValueType  # 3
 """All of it is there, and kept up to date."""
 MATERIALIZATION_STATE_FAILED: MaterializationState.ValueType  # 4
-"""The worker cannot go on; `problem` says why."""
+"""The worker could not keep it up: no query uses it, `problem` says why, and it is filled anew after a rest."""
 MATERIALIZATION_STATE_DROPPING: MaterializationState.ValueType  # 5
 """Its rows are being removed."""
 Global___MaterializationState: _TypeAlias = MaterializationState  # noqa: Y015
@@ -91,7 +91,7 @@ class MaterializationStatus(_message.Message):
     """Part of the back-fill that is done, 0 to 1."""
     rows: _builtins.int
     problem: _builtins.str
-    """Why it failed, for a person."""
+    """Why it failed, for a person; empty in any other state."""
     def __init__(
         self,
         *,
