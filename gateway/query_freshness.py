@@ -156,7 +156,6 @@ def source_messages(standings: Iterable[Standing], now: Instant | None) -> list[
             available=standing.available,
             as_of_us=standing.as_of_us or 0,
             staleness_us=0 if now is None or not standing.as_of_us else max(0, now.latest_us - standing.as_of_us),
-            complete_from_us=standing.complete_from_us or 0,
             reason=standing.reason,
         )
         for standing in standings

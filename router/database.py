@@ -74,10 +74,10 @@ class DatabaseSource:
 
     def _standing(self, as_of_us: int | None, measured_us: int | None, reason: str) -> Standing:
         if self.breaker.is_open:
-            return Standing(self.kind, self.name, False, as_of_us, measured_us, None, self.breaker.problem)
+            return Standing(self.kind, self.name, False, as_of_us, measured_us, self.breaker.problem)
         if as_of_us is None:
             reason = self.breaker.problem or "it was not measured yet"
-        return Standing(self.kind, self.name, True, as_of_us, measured_us, None, reason)
+        return Standing(self.kind, self.name, True, as_of_us, measured_us, reason)
 
     def saw(self, as_of_us: int) -> None:
         """Take note of a heartbeat that a snapshot of this replica held just now."""
@@ -177,7 +177,10 @@ class DatabaseSource:
             now = self._clock.now()
             if now is not None and snapshot.as_of_us > now.latest_us:
                 # Written before the primary's clock was set back, or by a primary whose clock was ahead of this one's.
-                raise Unproven(f"{self.name}'s heartbeat is of the future: it proves nothing", snapshot.as_of_us)
+                raise Unproven(
+                    f"{self.name}'s heartbeat is later than the primary's clock, so it proves nothing",
+                    snapshot.as_of_us,
+                )
             needed = requirement.as_of_us
             if needed is None or snapshot.as_of_us < needed:
                 behind = "" if needed is None else f" by {(needed - snapshot.as_of_us) / 1000:.1f} ms"

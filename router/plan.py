@@ -8,13 +8,14 @@ The rules, in this order, for each source:
  1. It can answer this kind of question at all.
  2. It is available: its circuit breaker is closed.
  3. It can prove a read token, if there is one.
- 4. It still holds some of the range asked for.
- 5. It is fresh enough, by its last watermark. A source that follows the primary by itself (a replica) is expected to
+ 4. It is fresh enough, by its last watermark. A source that follows the primary by itself (a replica) is expected to
     lag as much as it did; one that moves in steps (the warehouse) is expected not to have moved. The
     primary always is: a read that begins after the question arrived sees all that was committed before.
 
-Those that are left come cheapest first, as `_order` says. Where nothing is left and the caller allows it, those that
-failed on freshness alone follow, the freshest first.
+Those that are left come cheapest first, as `_order` says. Behind them, where the caller takes degraded answers, come
+those that failed on freshness alone, the freshest first.
+
+Whether a source still holds the range is not among the rules: that depends on the tenant, and its snapshot tells.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,8 +97,6 @@ class Standing:
     as_of_us: int | None = None
     # The primary's clock at that time, at most; needed only where the source follows the primary by itself.
     measured_us: int | None = None
-    # Nothing before this reading time is kept; None: no such time is known.
-    complete_from_us: int | None = None
     # Why it is not available, or what the watermark was made from.
     reason: str = ""
     # The database that it lies in, for rollups.
@@ -250,12 +249,6 @@ def _obstacle(inquiry: Inquiry, standing: Standing) -> str | None:
         return standing.reason or "not available"
     if inquiry.need.token is not None and standing.kind not in _KNOWS_TRANSACTIONS:
         return "cannot prove a read token"
-    if (
-        standing.complete_from_us is not None
-        and inquiry.end_us is not None
-        and inquiry.end_us <= standing.complete_from_us
-    ):
-        return "no longer holds any of the range"
     return None
 
 
@@ -270,7 +263,7 @@ def _freshness(inquiry: Inquiry, standing: Standing) -> tuple[bool, str]:
         return False, "the primary's clock was not measured yet"
     if standing.kind in (SourceKind.REPLICA, SourceKind.ROLLUP):
         if standing.as_of_us > (standing.measured_us or 0):
-            return False, "its heartbeat is of the future: it proves nothing"
+            return False, "its heartbeat is later than the primary's clock, so it proves nothing"
         lag = max(0, (standing.measured_us or 0) - standing.as_of_us)
         return lag <= bound and bound > 0, f"lags {lag / 1000:.1f} ms; {bound / 1000:.1f} ms are allowed"
     behind = inquiry.needed_as_of_us - standing.as_of_us

@@ -48,7 +48,7 @@ class WarehouseSource:
         known = self._known
         as_of_us = None if known is None else known.as_of_us
         if self.breaker.is_open:
-            return Standing(self.kind, self.name, False, as_of_us, None, None, self.breaker.problem)
+            return Standing(self.kind, self.name, False, as_of_us, None, self.breaker.problem)
         if known is None:
             reason = self.breaker.problem or "it was not measured yet"
         elif known.halted:
@@ -57,7 +57,7 @@ class WarehouseSource:
             reason = "not every lane has reached it yet"
         else:
             reason = "the oldest watermark loaded of any lane and partition"
-        return Standing(self.kind, self.name, True, as_of_us, None, None, reason)
+        return Standing(self.kind, self.name, True, as_of_us, None, reason)
 
     def close(self) -> None:
         """Wait for the questions that still run."""

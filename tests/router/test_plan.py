@@ -51,7 +51,6 @@ def all_standings(draw: st.DrawFn) -> list[Standing]:
             draw(st.booleans()),
             draw(st.none() | times),
             draw(times),
-            draw(st.none() | times),
             "why",
         )
         for name in sorted(chosen)
@@ -79,8 +78,6 @@ def good(inquiry: Inquiry, standing: Standing) -> tuple[bool, bool]:
     usable = inquiry.shape in able[standing.kind] and standing.kind in inquiry.able and standing.available
     proves = {SourceKind.PRIMARY, SourceKind.REPLICA, SourceKind.SPLIT}
     usable = usable and (inquiry.need.token is None or standing.kind in proves)
-    if inquiry.end_us is not None and standing.complete_from_us is not None:
-        usable = usable and inquiry.end_us > standing.complete_from_us
     if standing.kind in (SourceKind.PRIMARY, SourceKind.SPLIT):
         return usable, True
     if standing.as_of_us is None or inquiry.arrival is None:
@@ -198,7 +195,6 @@ def test_whose_questions_the_primary_takes_in_limited_numbers(
         (WAREHOUSE, inquiry(Shape.LOOKUP, staleness=900_000_000), "kind of question"),
         (replace(REPLICA, available=False, reason="it is down"), inquiry(staleness=100_000), "it is down"),
         (WAREHOUSE, replace(inquiry(), need=Need(900_000_000, token=1)), "read token"),
-        (replace(WAREHOUSE, complete_from_us=NOW), inquiry(staleness=900_000_000), "no longer holds"),
         (replace(REPLICA, as_of_us=NOW - 200_000), inquiry(staleness=100_000), "lags 200.0 ms"),
         (REPLICA, inquiry(), "0.0 ms are allowed"),
         (WAREHOUSE, inquiry(staleness=30_000_000), "30.000 s short"),

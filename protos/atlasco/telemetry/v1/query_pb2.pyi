@@ -1632,7 +1632,6 @@ class SourceFreshness(_message.Message):
     AVAILABLE_FIELD_NUMBER: _builtins.int
     AS_OF_US_FIELD_NUMBER: _builtins.int
     STALENESS_US_FIELD_NUMBER: _builtins.int
-    COMPLETE_FROM_US_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     source: Global___Provenance.Source.ValueType
     name: _builtins.str
@@ -1643,8 +1642,6 @@ class SourceFreshness(_message.Message):
     """Complete up to here; 0: not known."""
     staleness_us: _builtins.int
     """time minus as_of, the uncertainty included; 0 when as_of is not known."""
-    complete_from_us: _builtins.int
-    """See Provenance."""
     reason: _builtins.str
     """What the watermark was made from, or why there is none. For a person."""
     def __init__(
@@ -1655,12 +1652,11 @@ class SourceFreshness(_message.Message):
         available: _builtins.bool = ...,
         as_of_us: _builtins.int = ...,
         staleness_us: _builtins.int = ...,
-        complete_from_us: _builtins.int = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "available", b"available", "complete_from_us", b"complete_from_us", "name", b"name", "reason", b"reason", "source", b"source", "staleness_us", b"staleness_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "available", b"available", "name", b"name", "reason", b"reason", "source", b"source", "staleness_us", b"staleness_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
