@@ -29,7 +29,8 @@ from storage.model import Columns, ValueType
 from storage.partitions import US_PER_DAY, HistoryCoverage, tenant_slot
 from storage.rollup.config import RollupConfig
 from storage.rollup.declare import create_rollup
-from storage.rollup.service import Worker, rollup_pool
+from storage.rollup.service import rollup_pool
+from storage.rollup.worker import Worker
 
 SAMPLE_US = 300_000_000
 """Between two readings of a series, microseconds."""

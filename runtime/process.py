@@ -69,6 +69,17 @@ class Shutdown:
         """Return once the end is asked for."""
         await self._event.wait()
 
+    async def wait_at_most(self, seconds: float) -> None:
+        """Return once the end is asked for, or after so many seconds; others get their turn in any case."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            pass
+
 
 def run_process(main: Callable[[Shutdown], Awaitable[int]], *, metrics: Metrics | None = None) -> int:
     """Run `main` on a new event loop until it returns; its result is the exit code.

@@ -10,6 +10,7 @@ transaction together with how far it got; it goes on after any end:
     settle            a unary write that was under way when the order came knows the device still: wait, and look again
     materializations  rollups and projections
     warehouse         until the loader has passed the deletions
+    done
 
 A record carries the revision that the reading had: for followers a deletion outranks a value of the same revision.
 """
@@ -35,6 +36,8 @@ from storage.statements import statements
 _SQL = statements("deletion.sql")
 _READINGS_PER_STEP: Final = 5_000
 _BUCKETS_PER_STEP: Final = 20_000
+# Of what the database says, in characters: the beginning tells it.
+_PROBLEM_LENGTH: Final = 500
 _COLUMNS: Final = {
     ValueType.DOUBLE: "doubles",
     ValueType.BIGINT: "int64s",
@@ -86,7 +89,7 @@ async def order_deletion(pool: Pool, tenant_id: int, entity: str, operation_id: 
                 # In the same transaction, or an answer could be complete past the order and not know of it.
                 ordered = await (await connection.execute(_SQL["ordered_deletion"], parameters)).fetchone()
                 assert ordered is not None
-                await _append_outbox(connection, _Work(*ordered), {}, 0)
+                await _append_outbox(connection, DueDeletion(*ordered), {}, 0)
     if outcome == "unknown":
         raise EntityNotFound(entity)
     if outcome == "conflict":
@@ -126,8 +129,8 @@ async def list_operations(
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """A deletion that is due."""
+class DueDeletion:
+    """A deletion that has something to do: what its next step is, and whom it concerns."""
 
     operation_id: UUID
     tenant_id: int
@@ -140,38 +143,45 @@ class _Work:
 
     @property
     def key(self) -> dict[str, Any]:
+        """The device, as statements ask for it."""
         return {"tenant": self.tenant_id, "entity": self.entity_id}
 
 
-async def delete_some(connection: Connection, settle_s: float) -> int | None:
-    """The next step of the oldest deletion that is due, within the caller's transaction.
+async def due_deletion(connection: Connection, settle_s: float) -> DueDeletion | None:
+    """The oldest deletion that has something to do now, locked for the caller's transaction; None: there is none.
 
-    Returns the readings it deleted; None: nothing is due. `settle_s`: how long after the last deletion to look again;
-    longer than any write request may take.
+    `settle_s`: how long after the last deletion to look again; longer than any write request may take.
     """
     parameters = {"settle": timedelta(seconds=settle_s)}
     row = await (await connection.execute(_SQL["due_deletion"], parameters)).fetchone()
-    if row is None:
-        return None
-    work = _Work(*row)
+    return None if row is None else DueDeletion(*row)
+
+
+async def delete_step(connection: Connection, due: DueDeletion) -> int:
+    """The next step of a deletion, within the transaction that found it due; returns the readings deleted."""
     readings = 0
-    match work.step:
+    match due.step:
         case "database" | "settle":
-            readings = await _delete_readings(connection, work)
-            following = "materializations" if work.step == "settle" else "settle"
+            readings = await _delete_readings(connection, due)
+            following = "materializations" if due.step == "settle" else "settle"
             if readings:
                 following = "database"
             else:
-                # Again, and after settling too: a deletion that a program before this one ordered has not said it yet.
-                await _append_outbox(connection, work, {}, 0)
-                await connection.execute(_SQL["delete_rest"], work.key)
+                # Again, and after settling too: an order of an older release has told nobody yet.
+                await _append_outbox(connection, due, {}, 0)
+                await connection.execute(_SQL["delete_rest"], due.key)
         case "materializations":
-            following = "materializations" if await _delete_materialized(connection, work) else "warehouse"
+            following = "materializations" if await _delete_materialized(connection, due) else "warehouse"
         case _:
             following = "done"
-    moved = {"step": following, "readings": readings, "operation": work.operation_id}
+    moved = {"step": following, "readings": readings, "operation": due.operation_id}
     await connection.execute(_SQL["move_deletion"], moved)
     return readings
+
+
+async def note_problem(connection: Connection, operation_id: UUID, problem: str) -> None:
+    """Say of a deletion why its step failed; the others go first from now on."""
+    await connection.execute(_SQL["note_problem"], {"operation": operation_id, "problem": problem[:_PROBLEM_LENGTH]})
 
 
 async def forget_deletions(connection: Connection) -> None:
@@ -179,46 +189,46 @@ async def forget_deletions(connection: Connection) -> None:
     await connection.execute(_SQL["forget_deletions"])
 
 
-async def _delete_readings(connection: Connection, work: _Work) -> int:
+async def _delete_readings(connection: Connection, due: DueDeletion) -> int:
     found: dict[ValueType, list[tuple[int, int, int]]] = {}
     room = _READINGS_PER_STEP
     for value_type in ValueType:
         if room:
             statement = sql.SQL(_SQL["delete_readings"].replace("{type}", value_type))
-            rows = await (await connection.execute(statement, {**work.key, "limit": room})).fetchall()
+            rows = await (await connection.execute(statement, {**due.key, "limit": room})).fetchall()
             room -= len(rows)
             if rows:
                 found[value_type] = rows
     count = _READINGS_PER_STEP - room
     if count:
-        await _append_outbox(connection, work, found, count)
+        await _append_outbox(connection, due, found, count)
     return count
 
 
 async def _append_outbox(
-    connection: Connection, work: _Work, found: Mapping[ValueType, Sequence[tuple[int, int, int]]], count: int
+    connection: Connection, due: DueDeletion, found: Mapping[ValueType, Sequence[tuple[int, int, int]]], count: int
 ) -> None:
     ids = sorted({row[0] for rows in found.values() for row in rows})
     names: dict[int, str] = dict(
-        await (await connection.execute(_SQL["attributes"], {"tenant": work.tenant_id, "attributes": ids})).fetchall()
+        await (await connection.execute(_SQL["attributes"], {"tenant": due.tenant_id, "attributes": ids})).fetchall()
     )
     batch_id = uuid4()
-    batch = _change_batch(work, batch_id, found, names)
+    batch = _change_batch(due, batch_id, found, names)
     # Without readings no range of time: the record concerns no answer's completeness but that of names.
     times = [row[1] for rows in found.values() for row in rows]
     spans = [(moment(min(times)), moment(max(times)))] if times else []
     payload = change_pb2.OutboxPayload()
     payload.frames.add(
-        tenant_id=work.tenant_id, bucket=batch.bucket, changes=count, change_batch=batch.SerializeToString()
+        tenant_id=due.tenant_id, bucket=batch.bucket, changes=count, change_batch=batch.SerializeToString()
     )
     await connection.execute(_SQL["ensure_outbox"])
     await connection.execute(
         _SQL["append_outbox"],
         {
-            "lane": lane_of(work.entity_id, work.buckets, work.lanes),
+            "lane": lane_of(due.entity_id, due.buckets, due.lanes),
             "batch": batch_id,
             "changes": count,
-            "tenants": [work.tenant_id for _ in spans],
+            "tenants": [due.tenant_id for _ in spans],
             "min_ts": [low for low, _ in spans],
             "max_ts": [high for _, high in spans],
             "payload": payload.SerializeToString(),
@@ -227,24 +237,27 @@ async def _append_outbox(
 
 
 def _change_batch(
-    work: _Work, batch_id: UUID, found: Mapping[ValueType, Sequence[tuple[int, int, int]]], names: Mapping[int, str]
+    due: DueDeletion,
+    batch_id: UUID,
+    found: Mapping[ValueType, Sequence[tuple[int, int, int]]],
+    names: Mapping[int, str],
 ) -> change_pb2.ChangeBatch:
     batch = change_pb2.ChangeBatch(
         batch_id=batch_id.bytes,
-        tenant_id=work.tenant_id,
-        tenant=work.tenant,
-        bucket=bucket_of(work.entity_id, work.buckets),
+        tenant_id=due.tenant_id,
+        tenant=due.tenant,
+        bucket=bucket_of(due.entity_id, due.buckets),
         op=change_pb2.CHANGE_OP_DELETE,
         base_time_us=min((row[1] for rows in found.values() for row in rows), default=0),
     )
-    batch.entities.add(entity_id=work.entity_id, external_id=work.entity, gone=True)
+    batch.entities.add(entity_id=due.entity_id, external_id=due.entity, gone=True)
     places: dict[int, int] = {}
     for value_type, rows in found.items():
         column: Any = getattr(batch, _COLUMNS[value_type])
         for attribute_id, time_us, revision in rows:
             if attribute_id not in places:
                 places[attribute_id] = len(places)
-                # The attribute's name went with nothing; a follower knows it by its id all the same.
+                # Without a name where there is none any more: followers know the attribute by its id.
                 batch.attributes.add(
                     attribute_id=attribute_id, name=names.get(attribute_id, ""), type=WIRE_TYPES[value_type]
                 )
@@ -257,22 +270,15 @@ def _change_batch(
     return batch
 
 
-async def _delete_materialized(connection: Connection, work: _Work) -> bool:
+async def _delete_materialized(connection: Connection, due: DueDeletion) -> bool:
     """Delete some rollup buckets, and the rows of projections; whether there may be more."""
     room = _BUCKETS_PER_STEP
     for unit in ("minute", "hour"):
         for value_type in (ValueType.DOUBLE, ValueType.BIGINT):
             table = sql.Identifier(f"rollup_{unit}_{value_type}")
             statement = sql.SQL(_SQL["delete_buckets"]).format(table=table)
-            room -= (await connection.execute(statement, {**work.key, "limit": max(room, 1)})).rowcount
-    for (projection,) in await (await connection.execute(_SQL["projections_of_tenant"], work.key)).fetchall():
+            room -= (await connection.execute(statement, {**due.key, "limit": max(room, 1)})).rowcount
+    for (projection,) in await (await connection.execute(_SQL["projections_of_tenant"], due.key)).fetchall():
         statement = sql.SQL(_SQL["delete_projected"]).format(table=table_of(projection))
-        await connection.execute(statement, work.key)
+        await connection.execute(statement, due.key)
     return room <= 0
-
-
-async def note_problem(connection: Connection, settle_s: float, problem: str) -> None:
-    """Say of the deletion that is due why its step failed; the others go first from now on."""
-    row = await (await connection.execute(_SQL["due_deletion"], {"settle": timedelta(seconds=settle_s)})).fetchone()
-    if row is not None:
-        await connection.execute(_SQL["note_problem"], {"operation": row[0], "problem": problem[:500]})

@@ -166,7 +166,7 @@ class Relay:
                 self._metrics.count("atlasco_relay_failures", source="database")
                 log.warning("leases not renewed", extra={"error": f"{type(error).__name__}: {error}"})
                 pause = interval / 3
-            await _wait(stopping, pause)
+            await stopping.wait_at_most(pause)
         await self._end(list(self._running))
         try:
             async with asyncio.timeout(interval):
@@ -236,7 +236,7 @@ class Relay:
             except StorageError as error:
                 self._metrics.count("atlasco_relay_failures", source="database")
                 log.warning("housekeeping failed", extra={"error": f"{type(error).__name__}: {error}"})
-            await _wait(stopping, interval_s)
+            await stopping.wait_at_most(interval_s)
 
     # -- the start
 
@@ -261,12 +261,3 @@ class Relay:
         except StorageUnavailable as error:
             raise DependencyUnreachable(f"the database cannot be reached: {error}") from error
         return int(found[0])
-
-
-async def _wait(stopping: Shutdown, seconds: float) -> None:
-    """Wait for the end to be asked for, `seconds` at most."""
-    try:
-        async with asyncio.timeout(seconds):
-            await stopping.wait()
-    except TimeoutError:
-        pass

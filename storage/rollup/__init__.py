@@ -6,6 +6,8 @@ buckets     minutes from readings, hours from minutes
 projection  rows from latest values
 backfill    what was there before the declaration, newest first
 declare     the declarations: create, list, drop
-isolation   what fails rests, and everything else goes on
+rests       how long what failed is left alone
+isolation   what one tenant's data breaks goes out of service by itself
+worker      the work under one lease: rounds, back-fills, deletions, housekeeping
 service     the process: one worker at a time, under a lease
 """

@@ -3,13 +3,17 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
+from uuid import UUID
 
 import numpy as np
 from atlasco.telemetry.v1 import change_pb2
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from storage.aggregate_buckets import HOUR_US, MINUTE_US
+from storage.errors import StorageDefect
 from storage.model import Int64s, ValueType
+from storage.relay.cursor import Batch
 
 Keys: TypeAlias = NDArray[np.int64]
 """Rows of (entity id, attribute id, bucket in microseconds), distinct and sorted."""
@@ -37,6 +41,10 @@ class Declarations:
     projections: Sequence[ProjectionTable] = ()
 
 
+class BatchUnreadable(StorageDefect):
+    """A row of the outbox is not what a gateway writes."""
+
+
 @dataclass(slots=True)
 class Dirty:
     """What has to be computed again."""
@@ -47,20 +55,19 @@ class Dirty:
     devices: dict[int, Int64s] = field(default_factory=dict)
 
 
-def dirty(payloads: Iterable[bytes], declarations: Declarations) -> Dirty:
-    """What these outbox payloads make stale.
-
-    Raises:
-        google.protobuf.message.DecodeError: a payload is none.
-    """
+def dirty(batches: Iterable[Batch], declarations: Declarations) -> Dirty:
+    """What these batches of the outbox make stale. Raises BatchUnreadable."""
     minutes: dict[tuple[int, ValueType], list[Keys]] = {}
     devices: dict[int, list[Int64s]] = {}
     tenants = declarations.rolled.keys() | {p.tenant_id for p in declarations.projections}
-    for payload in payloads:
-        for frame in change_pb2.OutboxPayload.FromString(payload).frames:
-            # Most tenants declare nothing: their batches are not even parsed.
-            if frame.tenant_id in tenants:
-                _of_batch(change_pb2.ChangeBatch.FromString(frame.change_batch), declarations, minutes, devices)
+    for batch in batches:
+        try:
+            for frame in change_pb2.OutboxPayload.FromString(batch.payload).frames:
+                # Most tenants declare nothing: their part is not even parsed.
+                if frame.tenant_id in tenants:
+                    _of_batch(change_pb2.ChangeBatch.FromString(frame.change_batch), declarations, minutes, devices)
+        except DecodeError as error:
+            raise BatchUnreadable(f"batch {UUID(bytes=batch.batch_id)} of the outbox: {error}") from error
     return Dirty(
         {key: np.unique(np.concatenate(parts), axis=0) for key, parts in minutes.items()},
         {key: np.unique(np.concatenate(parts)) for key, parts in devices.items()},

@@ -35,9 +35,9 @@ class Round:
     pages: Mapping[int, Page]
 
     @property
-    def payloads(self) -> Sequence[bytes]:
-        """What the batches say."""
-        return [batch.payload for page in self.pages.values() for batch in page.batches]
+    def batches(self) -> Sequence[Batch]:
+        """What was committed, of all lanes."""
+        return [batch for page in self.pages.values() for batch in page.batches]
 
     @property
     def last(self) -> bool:

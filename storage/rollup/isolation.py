@@ -1,7 +1,7 @@
-"""What fails rests for a while, and everything else goes on."""
+"""What one tenant's data breaks goes out of service by itself, and everything else goes on."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,6 +11,7 @@ from typing import Final
 from runtime.metrics import Metrics
 from storage.database import Connection
 from storage.errors import DataRefused, DuplicateKey, QueryCanceled, StorageDefect, translated
+from storage.rollup.rests import Rests
 from storage.statements import statements
 
 log = logging.getLogger(__name__)
@@ -24,36 +25,6 @@ _PROBLEM_LENGTH: Final = 500
 # What a part's own work can be at fault for: what its readings come to, a statement of it that takes too long, a table
 # of it that is missing. What is the moment's fault, or the lease's, concerns all, and ends the transaction.
 _OF_A_PART: Final = (DataRefused, DuplicateKey, QueryCanceled, StorageDefect)
-
-
-class Rests:
-    """Until when what failed is left alone: longer with each failure, from `first_s` to `longest_s` seconds."""
-
-    def __init__(self, clock: Callable[[], float], first_s: float, longest_s: float) -> None:
-        self._clock = clock
-        self._first_s = first_s
-        self._longest_s = longest_s
-        # What failed -> how often in a row, and when it is due again.
-        self._failed: dict[Hashable, tuple[int, float]] = {}
-
-    def is_due(self, what: Hashable) -> bool:
-        """Whether it may be tried."""
-        return what not in self._failed or self._clock() >= self._failed[what][1]
-
-    def failed(self, what: Hashable) -> None:
-        """It was tried, and failed."""
-        times = self._failed.get(what, (0, 0.0))[0]
-        pause_s = min(self._longest_s, self._first_s * 2.0 ** min(times, 20))
-        self._failed[what] = times + 1, self._clock() + pause_s
-
-    def succeeded(self, what: Hashable) -> None:
-        """It was tried, and did not fail."""
-        self._failed.pop(what, None)
-
-    @property
-    def resting(self) -> list[Hashable]:
-        """What is not due."""
-        return [what for what in self._failed if not self.is_due(what)]
 
 
 class Kind(StrEnum):

@@ -15,7 +15,8 @@ from storage.database import Pool
 from storage.model import Changes, Names
 from storage.outbox import encode_outbox
 from storage.rollup.config import RollupConfig
-from storage.rollup.service import Worker, rollup_pool
+from storage.rollup.service import rollup_pool
+from storage.rollup.worker import Worker
 from tests.search.fleet import TENANT, Fleet, make_fleet, moment, store_readings
 from tests.storage.conftest import Database, database, new_database, postgres, template
 

@@ -16,7 +16,7 @@ from storage.read_session import ReadSession, read_session
 from storage.read_tenants import TenantDirectory
 from storage.rollup.buckets import moment
 from storage.rollup.declare import create_projection, create_rollup, drop_projection, list_rollups
-from storage.rollup.service import LONGEST_READ_S, Worker
+from storage.rollup.worker import LONGEST_READ_S, Worker
 from storage.search import FindQuestion, SearchSource, Watermark, find_entities
 from storage.statements import statements
 from tests.rollup.conftest import Clock, Write, make_worker, settle

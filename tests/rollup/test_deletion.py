@@ -12,7 +12,7 @@ from storage.deletion import OperationConflict, OperationNotFound, find_operatio
 from storage.errors import StorageError
 from storage.read_model import EntityNotFound
 from storage.rollup.declare import create_projection, create_rollup
-from storage.rollup.service import Worker
+from storage.rollup.worker import Worker
 from tests.rollup.conftest import Write, make_worker, settle
 from tests.search.fleet import Fleet
 

@@ -19,7 +19,7 @@ from storage.loader.decode import DecodedChanges, decode, headers_of
 from storage.relay.cursor import Batch
 from storage.relay.records import change_records
 from storage.rollup.declare import create_projection
-from storage.rollup.service import Worker
+from storage.rollup.worker import Worker
 from storage.verify import Primary, WarehouseStore, verify
 from storage.verify_deletions import deleted_devices, hidden_devices, leftovers_in_primary, leftovers_in_store
 from storage.warehouse.batch import ChangeSet

@@ -17,7 +17,7 @@ import pytest
 from cli import device
 from storage.database import Pool
 from storage.deletion import list_operations
-from storage.rollup.service import Worker
+from storage.rollup.worker import Worker
 from tests.rollup.conftest import Write, settle
 from tests.search.fleet import TENANT, Fleet
 from tests.storage.conftest import Database

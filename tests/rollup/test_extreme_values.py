@@ -18,7 +18,7 @@ from storage.model import Attribute, ValueType
 from storage.read_session import read_session
 from storage.read_tenants import TenantDirectory
 from storage.rollup.declare import create_rollup
-from storage.rollup.service import Worker
+from storage.rollup.worker import Worker
 from tests.rollup.conftest import Write, settle, write_readings
 from tests.search.fleet import HOUR_US, MINUTE_US, TENANT, Fleet, found
 from tests.storage.conftest import QUERY_LOGIN, Database

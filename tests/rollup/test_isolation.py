@@ -18,8 +18,8 @@ from storage.rollup.declare import (
     list_rollups,
 )
 from storage.rollup.follow import LeaseLost
-from storage.rollup.isolation import Rests
-from storage.rollup.service import LONGEST_READ_S, Worker
+from storage.rollup.rests import Rests
+from storage.rollup.worker import LONGEST_READ_S, Worker
 from tests.rollup.conftest import Clock, make_worker, settle, write_readings
 from tests.rollup.test_extreme_values import DEVICE, rival
 from tests.search.fleet import HOUR_US, MINUTE_US, Fleet, found
@@ -235,7 +235,7 @@ async def test_what_is_no_parts_fault_puts_none_out_of_service(
     async def fails(*_: object) -> int:
         raise error("the moment")
 
-    monkeypatch.setattr("storage.rollup.service.compute", fails)
+    monkeypatch.setattr("storage.rollup.worker.compute", fails)
     with pytest.raises(error):
         await worker.round()
     assert await states(admin_pool, fleet) == ["serving"]
@@ -267,16 +267,17 @@ async def test_what_rests_is_out_of_service_wherever_it_is_passed_over(
 
 async def test_a_round_that_cannot_be_finished_holds_up_nothing_else(
     owner: psycopg.Connection[Any], fleet: Fleet, worker: Worker, admin_pool: Pool, clock: Clock,
-    metrics: MemoryMetrics,
+    metrics: MemoryMetrics, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     await settle(worker)
     await create_rollup(admin_pool, fleet.tenant_id, "numbers", ["temperature"])
     operation = uuid4()
     await order_deletion(admin_pool, fleet.tenant_id, "device-0002", operation)
     # No batch: every round ends in an error.
+    batch = uuid4()
     owner.execute("INSERT INTO outbox (lane, batch_id, changes, tenant_ids, min_ts, max_ts, payload) "
-                  "VALUES (0, gen_random_uuid(), 1, %s, ARRAY[now()], ARRAY[now()], '\\xffff')",
-                  [[fleet.tenant_id]])  # fmt: skip
+                  "VALUES (0, %s, 1, %s, ARRAY[now()], ARRAY[now()], '\\xffff')",
+                  [batch, [fleet.tenant_id]])  # fmt: skip
     owner.commit()
     before = passed(owner)
     await settle(worker)
@@ -285,6 +286,7 @@ async def test_a_round_that_cannot_be_finished_holds_up_nothing_else(
     step = (await find_operation(admin_pool, fleet.tenant_id, operation)).step
     assert step not in ("database", "settle")
     assert metrics.value("atlasco_rollup_failures", source="data") == 1
+    assert any(str(batch) in getattr(record, "error", "") for record in caplog.records)
     owner.execute("DELETE FROM outbox")
     owner.commit()
     clock.now_s += 60
@@ -338,7 +340,7 @@ async def test_housekeeping_that_fails_is_not_tried_in_every_turn(
     async def fails(_: object) -> None:
         raise StorageDefect("broken")
 
-    monkeypatch.setattr("storage.rollup.service.dropped_projections", fails)
+    monkeypatch.setattr("storage.rollup.worker.dropped_projections", fails)
     for failures in (1, 2, 3):
         for _ in range(5):
             await settle(worker)

@@ -16,7 +16,7 @@ from storage.read_session import read_session
 from storage.read_tenants import TenantDirectory
 from storage.reads import read_latest
 from storage.rollup.declare import create_rollup
-from storage.rollup.service import Worker
+from storage.rollup.worker import Worker
 from storage.statements import statements
 from storage.verify import Primary
 from storage.warehouse.statements import statements as warehouse_statements

@@ -23,7 +23,7 @@ from storage.rollup.declare import (
     list_rollups,
 )
 from storage.rollup.follow import LeaseLost
-from storage.rollup.service import LONGEST_READ_S, Worker
+from storage.rollup.worker import LONGEST_READ_S, Worker
 from tests.rollup.conftest import Clock, Write, make_worker, settle, write_readings
 from tests.search.fleet import HOUR_US, MINUTE_US, Fleet
 
@@ -153,7 +153,7 @@ async def test_an_older_worker_is_refused_and_a_death_loses_nothing(
     for device in DEVICES:
         write(device, "count", some(random, fleet))
     # Dies after computing, before the commit; and in the middle of the back-fill.
-    for name in ("storage.rollup.follow.store", "storage.rollup.service.fill_projection"):
+    for name in ("storage.rollup.follow.store", "storage.rollup.worker.fill_projection"):
         with monkeypatch.context() as patch:
 
             async def dies(*_: object) -> None:

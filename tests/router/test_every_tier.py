@@ -27,7 +27,8 @@ from storage.filter.evaluate import Device
 from storage.model import Attribute, ValueType
 from storage.rollup.config import RollupConfig
 from storage.rollup.declare import create_rollup, find_rollup
-from storage.rollup.service import Worker, rollup_pool
+from storage.rollup.service import rollup_pool
+from storage.rollup.worker import Worker
 from tests.gateway.running_gateway import RunningGateway, running_gateway
 from tests.router.platform import ATTRIBUTES, DAY_US, DEVICES, HOUR_US, TENANT, TYPES, Platform, some_rows
 from tests.router.router_support import PRIMARY, REPLICA, Pair, ask, metadata, refusal

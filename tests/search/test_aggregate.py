@@ -23,7 +23,7 @@ from storage.model import ValueType
 from storage.read_model import AttributeNotFound, EntityNotFound
 from storage.rollup.config import RollupConfig
 from storage.rollup.declare import create_rollup, find_rollup
-from storage.rollup.service import Worker
+from storage.rollup.worker import Worker
 from tests.search.aggregates import DAY_US, check, random_question, text_bytes, texts_of
 from tests.search.conftest import OpenSession
 from tests.search.fleet import HOUR_US, Fleet, random_value, store_readings

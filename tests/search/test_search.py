@@ -16,7 +16,7 @@ from storage.filter.syntax import parse
 from storage.read_model import AttributeNotFound, LatestNotKept
 from storage.rollup.config import RollupConfig
 from storage.rollup.declare import create_projection, find_projection
-from storage.rollup.service import Worker
+from storage.rollup.worker import Worker
 from storage.search import FindQuestion, SearchSource, find_entities
 from tests.search.conftest import OpenSession
 from tests.search.filters import filters
