@@ -5,6 +5,7 @@ written as integers, everything else with a fraction, and a row ends in two blan
 """
 
 import random
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 COLUMNS = (
@@ -14,6 +15,8 @@ COLUMNS = (
     *(f"s{number}" for number in range(1, 22)),
 )
 INTEGER_SENSORS = ("s17", "s18")
+START = f"{datetime.now(UTC) - timedelta(days=50):%Y-%m-%d}T00:00:00Z"
+"""When the first cycle was, for a replay: it must lie in the time in which a tenant's readings may."""
 
 # Where a sensor starts, how far it drifts over an engine's life, and how many digits it is written with.
 _SENSORS: dict[str, tuple[float, float, int]] = {

@@ -41,7 +41,7 @@ def test_a_deleted_device_leaves_every_store(
     assert atlasco("tenant", "device", "add", TENANT, "silent").returncode == 0
     replayed = atlasco(
         *("replay", str(file), "--columns", ",".join(turbofan_form.COLUMNS), "--tenant", TENANT),
-        *("--device-column", "unit", "--cycle-column", "cycle", "--period", "1h", "--start", "2026-10-01T00:00:00Z"),
+        *("--device-column", "unit", "--cycle-column", "cycle", "--period", "1h", "--start", turbofan_form.START),
     )
     assert replayed.returncode == 0, replayed.stderr
     wait_for(lambda: sum(_readings(stack).values()) == len(table) * 24, "everything is loaded")

@@ -63,7 +63,7 @@ def test_verify_names_the_first_difference(stack: Stack, atlasco: Run, tmp_path:
 def _replay(atlasco: Run, file: Path, tenant: str = TENANT) -> None:
     result = atlasco(
         *("replay", str(file), "--columns", ",".join(turbofan_form.COLUMNS), "--tenant", tenant),
-        *("--device-column", "unit", "--cycle-column", "cycle", "--period", "1h", "--start", "2026-10-01T00:00:00Z"),
+        *("--device-column", "unit", "--cycle-column", "cycle", "--period", "1h", "--start", turbofan_form.START),
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["unacked"] == 0

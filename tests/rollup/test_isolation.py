@@ -1,5 +1,6 @@
 """What the data of one tenant breaks stays with that tenant, and what cannot go on holds up nothing else."""
 
+from contextlib import AsyncExitStack
 from typing import Any, LiteralString
 from uuid import uuid4
 
@@ -209,9 +210,11 @@ async def test_what_ends_the_statements_of_one_tenant_puts_it_out_of_service_alo
     owner.execute("CREATE TRIGGER ends BEFORE INSERT ON rollup_minute_double FOR EACH ROW EXECUTE FUNCTION ends()")
     owner.commit()
     if sleeps:
-        # The real thing, sooner; the pool has one connection as long as nobody asks for two.
-        async with pool.connection() as connection:
-            await connection.execute("SET statement_timeout = '1s'")
+        # The real thing, sooner; on all connections that there are.
+        async with AsyncExitStack() as held:
+            for _ in range(pool.get_stats()["pool_size"]):
+                connection = await held.enter_async_context(pool.connection())
+                await connection.execute("SET statement_timeout = '1s'")
     before = passed(owner)
     for tenant in (fleet, rival):
         write(owner, tenant, {hour: 1.0})

@@ -46,17 +46,22 @@ async def test_healthy_the_replica_serves_the_dashboards(pair: Pair, gateway: Ru
     await write(gateway.channel, tenant, "d", 1)
     pair.replica.wait_caught_up()
     await source_fresh(gateway, tenant, "replica-1")
-    # Several windows: healthy is a replica whose machine is not busy with something else just then.
-    for _ in range(5):
-        seen: Counter[int] = Counter()
-        for _ in range(200):
-            answer = await latest(gateway.channel, tenant, "d", **DASHBOARD)
-            seen[answer.provenance.source] += 1
-            assert answer.provenance.staleness_us <= 100_000
-            assert not answer.provenance.degraded
-        if seen[REPLICA] >= 0.95 * 200:
-            return
-    raise AssertionError(f"the last window's sources: {seen}")
+    # Windows, until there is a healthy one: on a busy machine the replica is now and then too far behind, and nobody
+    # but the primary may answer. Then the plan says so.
+    async with asyncio.timeout(120):
+        while True:
+            seen: Counter[int] = Counter()
+            for _ in range(200):
+                provenance = (await latest(gateway.channel, tenant, "d", **DASHBOARD)).provenance
+                seen[provenance.source] += 1
+                assert provenance.staleness_us <= 100_000
+                assert not provenance.degraded
+                if provenance.source != REPLICA:
+                    (candidate,) = [c for c in provenance.plan.candidates if c.name == "replica-1"]
+                    failed = [step for step in provenance.plan.steps if step.name == "replica-1" and step.failure]
+                    assert failed or (not candidate.chosen and "lags" in candidate.reason), provenance
+            if seen[REPLICA] >= 0.95 * 200:
+                return
 
 
 async def test_the_plan_is_explained(pair: Pair, gateway: RunningGateway, tenant: str) -> None:

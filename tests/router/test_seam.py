@@ -123,7 +123,7 @@ async def test_small_pages_of_random_questions_equal_the_readings(
         if round_ % 2 == 0:
             platform.load()
         await source.measure()
-        for _ in range(6):
+        for _ in range(3):
             question = SeriesQuestion(
                 [str(d) for d in random.permutation(DEVICES)[: random.integers(1, 4)]],
                 [str(a) for a in random.permutation(ATTRIBUTES)[: random.integers(1, 3)]],

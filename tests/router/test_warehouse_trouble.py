@@ -79,11 +79,13 @@ class Hanging(LocalWarehouse):
 
     def __init__(self, directory: Path, dsn: str) -> None:
         super().__init__(directory, dsn)
+        self.began = threading.Event()
         self.answers = threading.Event()
         self.asked = 0
 
     def completeness(self, scope: Scope = EVERYTHING) -> Completeness:
         self.asked += 1
+        self.began.set()
         assert self.answers.wait(30)
         return super().completeness(scope)
 
@@ -97,6 +99,7 @@ async def test_a_warehouse_that_hangs_is_left_alone_until_it_answers(
     for _ in range(FAILURES):
         await source.measure()
     assert not source.standing.available
+    assert await asyncio.to_thread(hanging.began.wait, 10)
     assert hanging.asked == 1, "no second one is begun beside one that hangs"
     hanging.answers.set()
     async with asyncio.timeout(10):
@@ -145,7 +148,8 @@ async def test_a_question_that_is_given_up_ends_in_the_warehouse(
     with pytest.raises(asyncio.CancelledError):
         await caller
     for question in (late, left):
-        assert await asyncio.to_thread(question.ended.wait, 10)
+        # One whose time was over before a thread took it up never begins.
+        assert not question.began.is_set() or await asyncio.to_thread(question.ended.wait, 10)
     # Every place is free again: as many questions as may run and wait are answered.
     day = SeriesRange(SeriesQuestion(["d0"], ["temperature"], platform.now_us - DAY_US, platform.now_us), 10, None)
     async with asyncio.timeout(20):

@@ -128,7 +128,8 @@ async def test_a_second_run_has_nothing_to_do(database: Database) -> None:
     execute(database, "SELECT register_tenant('a')")
     assert (await run(database)).ranges_made > 0
     report = await run(database)
-    assert (report.ranges_made, report.outbox_partitions_made) == (0, 0)
+    # One more of the outbox where the hour turned in between.
+    assert report.ranges_made == 0 and report.outbox_partitions_made <= 1
     assert (report.ranges_retired, report.tables_dropped, dict(report.deleted)) == ((), 0, {})
 
 
