@@ -151,6 +151,7 @@ class DatabaseSource:
             while not task.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait({task})
+            self._forget(task)
             raise
         finally:
             waiting.cancel()
@@ -214,7 +215,7 @@ class DatabaseSource:
     def _forget(self, task: "asyncio.Task[A]") -> None:
         self._abandoned.discard(task)
         if not task.cancelled():
-            # Looked at, so that it is not reported as forgotten.
+            # Retrieved, or asyncio logs that it never was.
             task.exception()
 
 

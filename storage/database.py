@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import psycopg
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import PipelineStatus
 from psycopg_pool import AsyncConnectionPool
 
 from storage.errors import StorageUnavailable, translated
@@ -82,7 +83,7 @@ def make_pool(settings: PoolSettings) -> Pool:
         open=False,
         # Statements are few and repeat for ever: prepare at once.
         kwargs={"prepare_threshold": 0},
-        check=_check if settings.role is Role.QUERY else None,
+        check=_check_query if settings.role is Role.QUERY else _check_mode,
     )
 
 
@@ -126,13 +127,25 @@ def cut(connection: Connection) -> None:
         peer.shutdown(socket.SHUT_RDWR)
 
 
-async def _check(connection: Connection) -> None:
-    """Raise OperationalError when something has arrived on a connection that lay in the pool.
+async def _check_mode(connection: Connection) -> None:
+    """Raise OperationalError when a connection of the pool was left in pipeline mode.
+
+    A caller who is cancelled while the driver switches the mode on leaves it on, and the pool, which looks at the
+    transaction only, takes the connection back as a good one. Statements on it would end without a result.
+    """
+    if connection.pgconn.pipeline_status != PipelineStatus.OFF:
+        await connection.close()
+        raise psycopg.OperationalError("the connection was left in pipeline mode")
+
+
+async def _check_query(connection: Connection) -> None:
+    """As `_check_mode`, and raise OperationalError when something has arrived on a connection that lay in the pool.
 
     A server says that it ends a connection before it hangs up, and hardly anything else on an idle one: while nothing
     has come, no question is worth a round trip before every query. When something has, none is asked either: a server
     that hangs after its last word would not answer, and nothing bounds how long a pool waits here.
     """
+    await _check_mode(connection)
     arrived = select.poll()
     arrived.register(connection.fileno(), select.POLLIN)
     if arrived.poll(0):

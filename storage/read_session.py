@@ -1,26 +1,29 @@
 """One read: a read-only snapshot of one tenant with a deadline that ends the statement in the database too."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, LiteralString
+from typing import Any, LiteralString, TypeVar
 from uuid import UUID
 
 import psycopg
 from psycopg import AsyncCursor, IsolationLevel, sql
 
 from storage.database import Connection, Pool, bounded_connection, cut
-from storage.errors import QueryCanceled, StorageUnavailable
+from storage.errors import QueryCanceled, StorageBusy, StorageUnavailable
 from storage.read_tenants import NO_TENANT, TenantDirectory
 from storage.read_wire import MicrosLoader
 from storage.statements import statements
 
+T = TypeVar("T")
+
 # How long a read waits for a connection. Less than its time: a database that is down must show as that, not as a
-# query that was too slow.
+# query that was too slow. Of a read that has hardly any time it cannot be told which of them it is.
 _WAIT_SHARE = 0.8
 _LONGEST_WAIT_S = 5.0
+_TELLING_S = 0.25
 
 # A statement that is to end is asked so often, and for so long, before its connection is cut instead. It then ends by
 # its own timeout, which is no later than the read's.
@@ -71,33 +74,9 @@ class ReadSession:
     ) -> AsyncCursor[tuple[Any, ...]]:
         """As `run`, for a statement composed from parts."""
         cursor = _cursor(self._connection)
-        execution = asyncio.ensure_future(cursor.execute(statement, {"tenant": self.tenant_id, **(parameters or {})}))
-        try:
-            await asyncio.shield(execution)
-        except asyncio.CancelledError:
-            await _until_done(asyncio.ensure_future(self._end(execution)))
-            raise
-        return cursor
-
-    async def _end(self, execution: asyncio.Future[Any]) -> None:
-        """End a statement in the database; returns when it is over, or its connection is closed.
-
-        Asks again and again: the server ignores a cancel request that arrives between two messages, such as after
-        the preparation of a statement and before its execution. The driver's own way asks once, waits for long, then
-        closes the connection, and the statement would run on to its timeout.
-        """
-        gives_up = monotonic() + _LONGEST_CANCEL_S
-        while not execution.done() and monotonic() < gives_up:
-            # Whatever is wrong with one request, the next one, or the end of the connection, settles it.
-            with suppress(psycopg.Error):
-                await self._connection.cancel_safe(timeout=1.0)
-            await asyncio.wait({execution}, timeout=_CANCEL_AGAIN_S)
-        if not execution.done():
-            cut(self._connection)
-        await asyncio.wait({execution})
-        if not execution.cancelled():
-            # Looked at, so that it is not reported as forgotten: that it was cancelled is no news.
-            execution.exception()
+        return await _whole(
+            self._connection, cursor.execute(statement, {"tenant": self.tenant_id, **(parameters or {})})
+        )
 
 
 @asynccontextmanager
@@ -113,7 +92,7 @@ async def read_session(
     running statement is cancelled in the database, and has ended there before the connection goes back.
 
     Raises:
-        QueryCanceled: `timeout_s` seconds have passed.
+        QueryCanceled: `timeout_s` seconds have passed, or, where that is very little, most of them.
         StorageBusy: no connection became free well before that, or the database is down.
         NotACopy: the snapshot has no heartbeat of `copy_of`.
         NotThePrimary: without `copy_of`, the server is a standby.
@@ -128,9 +107,15 @@ async def read_session(
                     # Kept for the life of the connection: the pool serves nothing but reads.
                     await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
                     await connection.set_read_only(True)
-                yield await _enter(connection, tenants, tenant, ends - monotonic(), copy_of)
+                entering = _enter(connection, tenants, tenant, ends - monotonic(), copy_of)
+                session = await _whole(connection, entering)
+                yield session
     except TimeoutError as error:
         raise QueryCanceled(f"the read took longer than the {timeout_s:.3f} s it had") from error
+    except StorageBusy as error:
+        if timeout_s < _TELLING_S:
+            raise QueryCanceled(f"no connection became free within the {timeout_s:.3f} s that the read had") from error
+        raise
 
 
 async def _enter(
@@ -163,6 +148,41 @@ async def _enter(
     if as_of_us is None:
         raise NotACopy("the replica does not hold the heartbeat of the primary: it is a copy of something else")
     return ReadSession(connection, tenant_id, Snapshot(as_of_us, complete_from_us, int(xmin), int(xmax)))
+
+
+async def _whole(connection: Connection, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` on a connection returns; where its caller is cancelled, it has ended in the database first.
+
+    The driver must not be cancelled itself: between two of its steps it would leave the connection in a mode in which
+    the pool takes it back, and nobody can use it.
+    """
+    execution = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(execution)
+    except asyncio.CancelledError:
+        await _until_done(asyncio.ensure_future(_end(connection, execution)))
+        raise
+
+
+async def _end(connection: Connection, execution: asyncio.Future[Any]) -> None:
+    """End what runs on a connection; returns when it is over, or the connection is closed.
+
+    Asks again and again: the server ignores a cancel request that arrives between two messages, such as after
+    the preparation of a statement and before its execution. The driver's own way asks once, waits for long, then
+    closes the connection, and the statement would run on to its timeout.
+    """
+    gives_up = monotonic() + _LONGEST_CANCEL_S
+    while not execution.done() and monotonic() < gives_up:
+        # Whatever is wrong with one request, the next one, or the end of the connection, settles it.
+        with suppress(psycopg.Error):
+            await connection.cancel_safe(timeout=1.0)
+        await asyncio.wait({execution}, timeout=_CANCEL_AGAIN_S)
+    if not execution.done():
+        cut(connection)
+    await asyncio.wait({execution})
+    if not execution.cancelled():
+        # Retrieved, or asyncio logs that it never was: that it was cancelled is no news.
+        execution.exception()
 
 
 async def _until_done(ending: asyncio.Future[None]) -> None:

@@ -18,7 +18,8 @@ def arrived(bench: Bench) -> bool:
 
 
 async def test_kill_9_between_produce_and_mark(bench: Bench) -> None:
-    process = bench.relay_process()
+    # Who lost its lease could not take its lanes again while their rows are locked.
+    process = bench.relay_process(ATLASCO_RELAY_LEASE="15s")
     bench.write(8)
     await eventually(lambda: arrived(bench), "the first batches")
     await eventually(
@@ -70,7 +71,7 @@ async def test_kafka_restarted_while_data_flows(bench: Bench) -> None:
         writing = asyncio.create_task(asyncio.to_thread(bench.write, 600))
         await asyncio.to_thread(bench.kafka.restart)
         await writing
-        await eventually(lambda: arrived(bench), "everything, after the broker's restart")
+        await eventually(lambda: arrived(bench), "everything, after the broker's restart", timeout_s=120)
         committed_by = bench.now_us()
         await eventually(lambda: (bench.read().complete_through() or 0) > committed_by, "watermarks")
 
