@@ -408,11 +408,13 @@ class _Execution(Generic[A]):
                 if isinstance(error, kind):
                     return error
         retired = [error.complete_from_us for error in errors if isinstance(error, RangeNotHeld)]
-        away = [v for v in self._plan.verdicts if v.standing.kind is SourceKind.WAREHOUSE and not v.standing.available]
-        if retired and away and SourceKind.WAREHOUSE in self._question.able:
-            return StorageUnavailable(f"the warehouse may hold the range and does not answer: {away[0].reason}")
-        if retired:
+        unasked = [v for v in self._plan.verdicts if v.standing.kind is SourceKind.WAREHOUSE and v.place is None]
+        may_hold = unasked if SourceKind.WAREHOUSE in self._question.able else []
+        if retired and not may_hold:
             return RangeRetired(min(retired))
+        if retired and not may_hold[0].standing.available:
+            return StorageUnavailable(f"the warehouse may hold the range and does not answer: {may_hold[0].reason}")
+        # Of what keeps the range, if anything does, nothing was fresh enough to be asked.
         reasons = {v.standing.name: v.reason for v in self._plan.verdicts}
         return NoSource(reasons | {step.name: str(error) for step, error in self._failures})
 

@@ -10,7 +10,7 @@ import pytest
 
 from router.breaker import FAILURES
 from router.clock import PrimaryClock
-from router.execute import FallbackBusy, RangeRetired, Router
+from router.execute import FallbackBusy, NoSource, RangeRetired, Router
 from router.plan import Need, Shape, SourceKind
 from router.questions import Aggregates, SeriesRange
 from router.tiers import DegradedReason, Question, Requirement
@@ -221,6 +221,30 @@ async def test_while_the_warehouse_is_down_an_old_range_is_not_said_to_be_retire
         alone = Router(routing.database("primary"), PrimaryClock())
         with pytest.raises(RangeRetired):
             await alone.read(TENANT, question, CRITICAL, TIMEOUT_S)
+    finally:
+        platform.owner.execute(retention, ["60 days", "60 days", platform.tenant])
+
+
+async def test_a_range_that_only_a_stale_warehouse_holds_is_not_said_to_be_retired(
+    platform: Platform, router: tuple[Router, WarehouseSource]
+) -> None:
+    routing, source = router
+    at_us = platform.now_us - 13 * DAY_US - 77
+    platform.write([("d1", "temperature", at_us, 7.0)])
+    platform.load()
+    await source.measure()
+    question = SeriesRange(SeriesQuestion(["d1"], ["temperature"], at_us, at_us + 1), 10, None)
+    # Not loaded: the seam lies below the range, and all of it is the database's.
+    platform.write([("d0", "temperature", platform.now_us - 18 * DAY_US, 1.0)])
+    retention = "UPDATE tenants SET window_past = %s, retention = %s WHERE tenant_id = %s"
+    platform.owner.execute(retention, ["1 day", "7 days", platform.tenant])
+    try:
+        with pytest.raises(NoSource) as caught:
+            await routing.read(TENANT, question, CRITICAL, TIMEOUT_S)
+        assert "no longer kept" in caught.value.reasons["primary"]
+        assert "short of what is needed" in caught.value.reasons["warehouse"]
+        routed = await routing.read(TENANT, question, ANALYTICS, TIMEOUT_S)
+        assert (routed.proof.kind, [len(part.times_us) for part in routed.answer.parts]) == (SourceKind.WAREHOUSE, [1])
     finally:
         platform.owner.execute(retention, ["60 days", "60 days", platform.tenant])
 

@@ -28,7 +28,8 @@ Errors carry google.rpc.ErrorInfo (domain "telemetry.atlasco"). A name in bracke
   FAILED_PRECONDITION FRESHNESS_UNMET     no source is fresh enough and available [one key per source: why]
   FAILED_PRECONDITION READ_TOKEN_UNKNOWN  the token's write is not in the database: it came from another one, or was
                                           lost in a failover, and no write since has got its number
-  FAILED_PRECONDITION RANGE_RETIRED       the range ends before what any source still keeps [complete_from_us]
+  FAILED_PRECONDITION RANGE_RETIRED       the range ends before what any source still keeps; where a warehouse that is
+                                          not fresh enough may keep it, FRESHNESS_UNMET [complete_from_us]
   PERMISSION_DENIED   DEVICE_MISMATCH
   DEADLINE_EXCEEDED   QUERY_DEADLINE
   RESOURCE_EXHAUSTED  QUERY_CONCURRENCY   with google.rpc.RetryInfo [limit]
