@@ -12,17 +12,12 @@ from opentelemetry.trace import Tracer
 from gateway.auth import Authenticator, Identity
 from gateway.paging import PageTokens, pack_position, token_invalid, unpack_position
 from gateway.query_admission import ExportAdmission, OpenExport, QueryAdmission
-from gateway.query_aggregate import aggregate_message, aggregate_question
+from gateway.query_aggregate import SELECTION_FILTER, aggregate_message, aggregate_question
 from gateway.query_calls import Call, QueryCalls
 from gateway.query_export import ReaderWatch, export_series
-from gateway.query_freshness import (
-    TierBounds,
-    provenance,
-    refusal_of_route,
-    source_messages,
-    tier_message,
-)
+from gateway.query_freshness import TierBounds, provenance, source_messages, tier_message
 from gateway.query_messages import attribute_messages, entity_latest, entity_messages, found_messages, series_message
+from gateway.query_refusals import refusal_of_query
 from gateway.query_requests import (
     EXPORT_CHUNK,
     LIST_PAGE,
@@ -37,35 +32,13 @@ from gateway.query_requests import (
     series_question,
     visible_entity,
 )
-from gateway.status import (
-    Reason,
-    Refusal,
-    abort,
-    attribute_not_found,
-    entity_not_found,
-    entity_replaced,
-    field_invalid,
-    latest_not_kept,
-    refusal_of,
-)
+from gateway.status import Refusal, abort, entity_not_found, refusal_of
 from router.clock import PrimaryClock
 from router.execute import Routed, Router
 from router.plan import Need
 from router.questions import Aggregates, AttributeList, EntityList, FindDevices, LatestValues, SeriesRange
 from runtime.metrics import Metrics
-from storage.aggregate_buckets import TimeZoneUnknown, TooManyPoints
-from storage.aggregate_model import AggregateTypeMismatch, SelectionTooLarge
-from storage.aggregate_text import TooMuchText
-from storage.filter.syntax import FilterInvalid
-from storage.read_model import (
-    AnswerTooLarge,
-    AttributeNotFound,
-    EntityNotFound,
-    EntityReplaced,
-    LatestNotKept,
-    SeriesPage,
-    SeriesQuestion,
-)
+from storage.read_model import SeriesPage, SeriesQuestion
 from storage.search import FindQuestion
 
 log = logging.getLogger(__name__)
@@ -205,7 +178,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
                             yield message
                 call.done()
             except Exception as error:  # as in _call
-                failure = _refusal_of_read(error)
+                failure = refusal_of_query(error)
                 call.refused(refusal_of(failure))
                 await abort(context, failure)
 
@@ -228,7 +201,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
             routed = await call.read(identity.tenant, question, request.freshness)
             return query_pb2.AggregateResponse(series=aggregate_message(routed.answer), provenance=provenance(routed))
 
-        return await self._call("Aggregate", context, answer)
+        return await self._call("Aggregate", context, answer, filter_field=SELECTION_FILTER)
 
     async def FindEntities(  # noqa: N802
         self, request: query_pb2.FindEntitiesRequest, context: Context
@@ -238,7 +211,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         async def answer(identity: Identity, call: Call) -> query_pb2.FindEntitiesResponse:
             question = FindDevices(
                 FindQuestion(
-                    filter_text(request.filter, "filter"),
+                    filter_text(request.filter),
                     latest_attributes(request.attributes),
                     visible_entity(identity),
                 ),
@@ -321,7 +294,12 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         return await self._call("GetFreshness", context, answer)
 
     async def _call(
-        self, method: str, context: Context, answer: Callable[[Identity, Call], Awaitable[Answer]]
+        self,
+        method: str,
+        context: Context,
+        answer: Callable[[Identity, Call], Awaitable[Answer]],
+        *,
+        filter_field: str = "filter",
     ) -> Answer:
         """Authenticate, admit, answer; errors become a status, and everything is counted."""
         with self._calls.call(method, context, lambda: self._timeout_s(context)) as call:
@@ -332,7 +310,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
                 call.done()
                 return made
             except Exception as error:  # the one place where errors end; cancellation is none of them
-                failure = _refusal_of_read(error)
+                failure = refusal_of_query(error, filter_field=filter_field)
                 call.refused(refusal_of(failure))
                 await abort(context, failure)
 
@@ -367,36 +345,3 @@ def _without_freshness(request: Paged) -> Paged:
     bare.CopyFrom(request)  # type: ignore[arg-type]
     bare.ClearField("freshness")
     return bare
-
-
-def _refusal_of_read(error: Exception) -> Exception:
-    """The refusal that a read's own error stands for; any other error as it is."""
-    match error:
-        case EntityNotFound():
-            return entity_not_found(error.name)
-        case AttributeNotFound():
-            return attribute_not_found(error.name)
-        case EntityReplaced():
-            return entity_replaced(error.name)
-        case LatestNotKept():
-            return latest_not_kept(error.name)
-        case FilterInvalid():
-            metadata = {"position": str(error.position), "expected": error.expected}
-            return Refusal(Reason.FILTER_INVALID, str(error), metadata=metadata, field="filter")
-        case TimeZoneUnknown():
-            metadata = {"time_zone": error.name}
-            return Refusal(Reason.TIME_ZONE_UNKNOWN, str(error), metadata=metadata, field="bucket.time_zone")
-        case AggregateTypeMismatch():
-            metadata = {"attribute": error.attribute, "function": error.function}
-            return Refusal(Reason.AGGREGATE_TYPE, str(error), metadata=metadata)
-        case TooManyPoints():
-            metadata = {"points": str(error.points), "limit": str(error.limit)}
-            return Refusal(Reason.TOO_MANY_POINTS, str(error), metadata=metadata)
-        case TooMuchText():
-            return Refusal(Reason.TOO_MUCH_TEXT, str(error), metadata={"limit": str(error.limit)})
-        case SelectionTooLarge():
-            return field_invalid("selection.filter", f"selects too much: {error}")
-        case AnswerTooLarge():
-            return field_invalid("attributes", f"lead to an answer that is too large: {error}")
-        case _:
-            return refusal_of_route(error) or error

@@ -10,16 +10,9 @@ from atlasco.telemetry.v1 import admin_pb2, admin_pb2_grpc
 
 from gateway.auth import Authenticator, Identity, IdentityKind
 from gateway.paging import PageTokens, token_invalid
+from gateway.query_refusals import refusal_of_query
 from gateway.query_requests import LIST_PAGE, entity_type, one_entity, page_size
-from gateway.status import (
-    Reason,
-    Refusal,
-    abort,
-    attribute_not_found,
-    entity_not_found,
-    field_invalid,
-    latest_not_kept,
-)
+from gateway.status import Reason, Refusal, abort, field_invalid
 from storage.database import Pool
 from storage.deletion import (
     Operation,
@@ -29,7 +22,6 @@ from storage.deletion import (
     list_operations,
     order_deletion,
 )
-from storage.read_model import AttributeNotFound, EntityNotFound, LatestNotKept
 from storage.registry import Registry
 from storage.relay.cursor import microseconds
 from storage.rollup.buckets import moment
@@ -140,7 +132,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         wanted = request.projection
 
         async def answer(_: Identity, tenant: int) -> admin_pb2.CreateProjectionResponse:
-            kind = entity_type(wanted.entity_type)
+            kind = entity_type(wanted.entity_type, "projection.entity_type")
             made = await create_projection(self._pool, tenant, wanted.name, wanted.attributes, kind)
             return admin_pb2.CreateProjectionResponse(projection=_projection(made))
 
@@ -238,12 +230,6 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
 def _refusal(error: Exception, what: str, name: str) -> Exception:
     match error:
-        case EntityNotFound():
-            return entity_not_found(error.name)
-        case AttributeNotFound():
-            return attribute_not_found(error.name)
-        case LatestNotKept():
-            return latest_not_kept(error.name)
         case NotNumeric():
             return Refusal(Reason.AGGREGATE_TYPE, str(error), metadata={"attribute": error.name})
         case DeclarationInvalid():
@@ -261,7 +247,8 @@ def _refusal(error: Exception, what: str, name: str) -> Exception:
         case OperationConflict():
             return field_invalid("request_id", "is the id of another device's deletion")
         case _:
-            return error
+            # Devices and attributes that do not exist are refused as in queries.
+            return refusal_of_query(error)
 
 
 def _rollup(entry: RollupEntry) -> admin_pb2.Rollup:

@@ -6,9 +6,9 @@ from typing import Final
 from atlasco.telemetry.v1 import query_pb2
 
 from gateway.auth import Identity
-from gateway.query_requests import MAX_SERIES_ATTRIBUTES, entity_names, entity_type, labels, time_range
+from gateway.query_requests import MAX_SERIES_ATTRIBUTES, entity_names, entity_type, filter_text, labels, time_range
 from gateway.query_requests import latest_attributes as distinct_attributes
-from gateway.status import Reason, Refusal, field_invalid
+from gateway.status import field_invalid
 from storage.aggregate_buckets import WIDTHS, Bucket, BucketUnit
 from storage.aggregate_model import (
     AggregateAnswer,
@@ -17,11 +17,13 @@ from storage.aggregate_model import (
     Function,
     Selection,
 )
-from storage.filter.syntax import FilterInvalid, parse
 from storage.model import ValueType
 from storage.outbox import WIRE_TYPES
 
 MAX_PERCENTILES: Final = 16
+
+SELECTION_FILTER: Final = "selection.filter"
+"""Where an AggregateRequest has its filter."""
 
 FUNCTIONS: Final = {
     query_pb2.AGGREGATE_FUNCTION_COUNT: Function.COUNT,
@@ -51,6 +53,7 @@ def aggregate_question(identity: Identity, request: query_pb2.AggregateRequest) 
 
     Raises:
         Refusal: a field is out of bounds.
+        FilterInvalid: the selection's filter does not parse; its path is SELECTION_FILTER.
     """
     attributes = list(distinct_attributes(request.attributes))
     if not 1 <= len(attributes) <= MAX_SERIES_ATTRIBUTES:
@@ -105,12 +108,12 @@ def _column(column: AggregateColumn) -> query_pb2.AggregateColumn:
 
 def _selection(identity: Identity, selection: query_pb2.Selection) -> Selection:
     names = list(entity_names(identity, selection.entities, "selection.entities")) if selection.entities else []
-    try:
-        parse(selection.filter)
-    except FilterInvalid as error:
-        metadata = {"position": str(error.position), "expected": error.expected}
-        raise Refusal(Reason.FILTER_INVALID, str(error), metadata=metadata, field="selection.filter") from None
-    return Selection(names, entity_type(selection.entity_type), labels(selection.labels), selection.filter)
+    return Selection(
+        names,
+        entity_type(selection.entity_type, "selection.entity_type"),
+        labels(selection.labels, "selection.labels"),
+        filter_text(selection.filter),
+    )
 
 
 def _functions(asked: Sequence[query_pb2.AggregateFunction.ValueType]) -> list[Function]:

@@ -6,16 +6,15 @@ from typing import Any, Final
 
 from atlasco.telemetry.v1 import query_pb2
 
-from gateway.status import Reason, Refusal, field_invalid
+from gateway.status import Reason, field_invalid
 from router.clock import Instant
-from router.execute import FallbackBusy, NoSource, RangeRetired, Routed
+from router.execute import Routed
 from router.plan import Need, Plan, SourceKind, Standing, Unplannable
-from router.tiers import DegradedReason, TokenUnknown
+from router.tiers import DegradedReason
 
 # A year: beyond it a bound says nothing, and its sums would leave what a field holds.
 _LONGEST_STALENESS_US: Final = 366 * 86_400_000_000
 _TOKEN_BYTES: Final = 8
-_FALLBACK_RETRY_S: Final = 0.2
 
 SOURCES: Final["Mapping[SourceKind, query_pb2.Provenance.Source.ValueType]"] = {
     SourceKind.PRIMARY: query_pb2.Provenance.SOURCE_PRIMARY,
@@ -180,24 +179,3 @@ def _first(planned: Plan | Unplannable) -> "query_pb2.Provenance.Source.ValueTyp
     if isinstance(planned, Unplannable):
         return query_pb2.Provenance.SOURCE_UNSPECIFIED
     return SOURCES[planned.steps[0].kind]
-
-
-def refusal_of_route(error: Exception) -> Refusal | None:
-    """The refusal that an error of the router stands for; None when it is none of these."""
-    match error:
-        case NoSource():
-            return Refusal(Reason.FRESHNESS_UNMET, f"no source is fresh enough: {error}", metadata=dict(error.reasons))
-        case TokenUnknown():
-            return Refusal(Reason.READ_TOKEN_UNKNOWN, str(error), field="freshness.read_token")
-        case RangeRetired():
-            metadata = {"complete_from_us": str(error.complete_from_us)}
-            return Refusal(Reason.RANGE_RETIRED, str(error), metadata=metadata)
-        case FallbackBusy():
-            return Refusal(
-                Reason.FALLBACK_CONCURRENCY,
-                str(error),
-                metadata={"limit": str(error.limit)},
-                retry_after_s=_FALLBACK_RETRY_S,
-            )
-        case _:
-            return None

@@ -1,6 +1,7 @@
 """What a query may ask: requests checked field by field, before any I/O.
 
-Every function raises `Refusal` with the reasons that query.proto lists.
+Every function raises `Refusal` with the reasons that query.proto lists; `filter_text` alone raises FilterInvalid.
+A parameter `field` is the path that the refusal names, such as selection.labels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from atlasco.telemetry.v1 import query_pb2
 
 from gateway.auth import Identity, IdentityKind, name_problem
 from gateway.status import Reason, Refusal, device_mismatch, field_invalid
+from storage.filter.syntax import parse
 from storage.read_model import SeriesQuestion
 
 MAX_ENTITIES: Final = 1_000
@@ -26,7 +28,6 @@ EXPORT_CHUNK: Final = (10_000, 50_000)
 """Default and most readings per message of an export."""
 
 MAX_LIMIT_PER_SERIES: Final = 1_000_000
-MAX_FILTER_BYTES: Final = 4_096
 
 LIST_PAGE: Final = (100, 1_000)
 """Default and most devices or attributes per page."""
@@ -72,10 +73,13 @@ def distinct_names(
     return names
 
 
-def filter_text(text: str, field: str) -> str:
-    """A filter, not parsed yet."""
-    if len(text.encode()) > MAX_FILTER_BYTES:
-        raise field_invalid(field, f"is longer than {MAX_FILTER_BYTES} bytes")
+def filter_text(text: str) -> str:
+    """A filter whose syntax is right; whether it fits the tenant's attributes, the read finds out.
+
+    Raises:
+        FilterInvalid: it is too long, or does not parse.
+    """
+    parse(text)
     return text
 
 
@@ -112,22 +116,22 @@ def time_range(start_us: int, end_us: int) -> tuple[int, int]:
     return start_us, end_us
 
 
-def entity_type(text: str) -> str:
+def entity_type(text: str, field: str = "entity_type") -> str:
     """A device type to match; empty matches any."""
     if text:
-        _check_text(text, "entity_type")
+        _check_text(text, field)
     return text
 
 
-def labels(asked: Mapping[str, str]) -> dict[str, str]:
+def labels(asked: Mapping[str, str], field: str = "labels") -> dict[str, str]:
     """Labels to match."""
     if len(asked) > MAX_LABELS:
-        raise field_invalid("labels", f"has {len(asked)} entries, more than {MAX_LABELS}")
+        raise field_invalid(field, f"has {len(asked)} entries, more than {MAX_LABELS}")
     for key, value in asked.items():
         if not key:
-            raise field_invalid("labels", "has an empty key")
-        _check_text(key, "labels")
-        _check_text(value, "labels")
+            raise field_invalid(field, "has an empty key")
+        _check_text(key, field)
+        _check_text(value, field)
     return dict(asked)
 
 

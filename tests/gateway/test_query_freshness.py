@@ -196,7 +196,7 @@ async def test_devices_are_found_by_their_values(known: Known, service: Service)
     [
         (query_pb2.FindEntitiesRequest(filter="type = "), "FILTER_INVALID"),
         (query_pb2.FindEntitiesRequest(filter=f'{ATTRIBUTE} = "text"'), "FILTER_INVALID"),
-        (query_pb2.FindEntitiesRequest(filter="x" * 5000), "FIELD_INVALID"),
+        pytest.param(query_pb2.FindEntitiesRequest(filter="x" * 5000), "FILTER_INVALID", id="long filter"),
         (query_pb2.AggregateRequest(attributes=["attribute-3"], functions=[4]), "AGGREGATE_TYPE"),
         (query_pb2.AggregateRequest(attributes=[ATTRIBUTE], functions=[1, 1]), "FIELD_INVALID"),
         (query_pb2.AggregateRequest(attributes=[ATTRIBUTE], functions=[9]), "FIELD_INVALID"),

@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 
 from runtime.metrics import MemoryMetrics
 from runtime.process import Shutdown
+from storage.filter.syntax import MAX_BYTES
 from storage.rollup.config import RollupConfig
 from storage.rollup.service import RollupProcess
 from tests.gateway.running_gateway import RunningGateway, running_gateway
@@ -72,6 +73,17 @@ async def refusal(call: Awaitable[Any]) -> tuple[str, str, dict[str, str]]:
     info = error_details_pb2.ErrorInfo()
     assert next(detail for detail in status.details if detail.Unpack(info))
     return refused.value.code().name, info.reason, dict(info.metadata)
+
+
+def aggregate_request(fleet: Fleet, **changes: Any) -> query_pb2.AggregateRequest:
+    given = {
+        "attributes": ["temperature"],
+        "functions": [query_pb2.AGGREGATE_FUNCTION_MEAN],
+        "start_time_us": fleet.now_us - 72 * HOUR_US,
+        "end_time_us": fleet.now_us,
+        **changes,
+    }
+    return query_pb2.AggregateRequest(**given)
 
 
 async def test_a_projection_is_declared_filled_and_used(query: Any, admin: Any, fleet: Fleet) -> None:
@@ -152,6 +164,9 @@ async def test_a_rollup_is_declared_filled_and_used(query: Any, admin: Any, flee
     ("changes", "expected"),
     [
         ({"filter": "count >"}, ("INVALID_ARGUMENT", "FILTER_INVALID", "position", "7")),
+        ({"filter": "count >"}, ("INVALID_ARGUMENT", "FILTER_INVALID", "field", "filter")),
+        ({"filter": 'count = "3"'}, ("INVALID_ARGUMENT", "FILTER_INVALID", "field", "filter")),
+        ({"filter": " " * (MAX_BYTES + 1)}, ("INVALID_ARGUMENT", "FILTER_INVALID", "field", "filter")),
         ({"filter": "none = 3"}, ("NOT_FOUND", "ATTRIBUTE_NOT_FOUND", "attribute", "none")),
         ({"attributes": ["history only"]}, ("FAILED_PRECONDITION", "LATEST_NOT_KEPT", "attribute", "history only")),
         ({"page_size": -1}, ("INVALID_ARGUMENT", "FIELD_INVALID", "field", "page_size")),
@@ -187,18 +202,30 @@ async def test_bad_searches(query: Any, changes: dict[str, Any], expected: tuple
         ({"group_by": [7]}, "FIELD_INVALID"),
         ({"group_by": [1, 7]}, "FIELD_INVALID"),
         ({"selection": query_pb2.Selection(entities=["none"])}, "ENTITY_NOT_FOUND"),
-        ({"selection": query_pb2.Selection(filter="(")}, "FILTER_INVALID"),
     ],
 )
 async def test_bad_aggregates(query: Any, fleet: Fleet, changes: dict[str, Any], reason: str) -> None:
-    given = {
-        "attributes": ["temperature"],
-        "functions": [query_pb2.AGGREGATE_FUNCTION_MEAN],
-        "start_time_us": fleet.now_us - 72 * HOUR_US,
-        "end_time_us": fleet.now_us,
-        **changes,
-    }
-    assert (await refusal(query.Aggregate(query_pb2.AggregateRequest(**given), metadata=SERVICE)))[1] == reason
+    request = aggregate_request(fleet, **changes)
+    assert (await refusal(query.Aggregate(request, metadata=SERVICE)))[1] == reason
+
+
+@pytest.mark.parametrize(
+    ("selection", "reason", "field"),
+    [
+        pytest.param({"filter": "("}, "FILTER_INVALID", "selection.filter", id="syntax"),
+        pytest.param({"filter": 'count = "3"'}, "FILTER_INVALID", "selection.filter", id="type"),
+        pytest.param({"filter": " " * (MAX_BYTES + 1)}, "FILTER_INVALID", "selection.filter", id="length"),
+        pytest.param({"labels": {"": "x"}}, "FIELD_INVALID", "selection.labels", id="label"),
+        pytest.param({"entity_type": "\0"}, "FIELD_INVALID", "selection.entity_type", id="entity type"),
+        pytest.param({"entities": ["a", "a"]}, "FIELD_INVALID", "selection.entities[1]", id="entity"),
+    ],
+)
+async def test_a_bad_selection_is_named_as_the_request_has_it(
+    query: Any, fleet: Fleet, selection: dict[str, Any], reason: str, field: str
+) -> None:
+    request = aggregate_request(fleet, selection=query_pb2.Selection(**selection))
+    refused = await refusal(query.Aggregate(request, metadata=SERVICE))
+    assert (refused[1], refused[2]["field"]) == (reason, field)
 
 
 async def test_an_aggregate_of_too_much_text_says_so(query: Any, fleet: Fleet, owner: psycopg.Connection[Any]) -> None:
@@ -245,3 +272,11 @@ async def test_a_device_is_deleted_and_bad_orders_are_refused(query: Any, admin:
     assert (await refusal(admin.GetOperation(missing, metadata=SERVICE)))[1] == "OPERATION_NOT_FOUND"
     bad = admin_pb2.CreateRollupRequest(rollup=admin_pb2.Rollup(name="x", attributes=["status"]))
     assert (await refusal(admin.CreateRollup(bad, metadata=SERVICE)))[1] == "AGGREGATE_TYPE"
+
+
+async def test_a_projection_with_a_bad_type_is_refused(admin: Any) -> None:
+    wanted = admin_pb2.Projection(name="x", entity_type="\0", attributes=["count"])
+    refused = await refusal(
+        admin.CreateProjection(admin_pb2.CreateProjectionRequest(projection=wanted), metadata=SERVICE)
+    )
+    assert refused[1:] == ("FIELD_INVALID", {"field": "projection.entity_type"})
