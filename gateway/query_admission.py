@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from gateway.status import Reason, Refusal, query_concurrency
+from gateway.status import Reason, Refusal
 
 # Long enough for the queries that are under way to end, short enough not to be noticed by a person.
 RETRY_AFTER_S = 0.1
@@ -90,15 +90,17 @@ class QueryAdmission:
         return True
 
     def _refusal(self, tenant: str) -> Refusal | None:
-        if self._running >= self._limit:
-            return query_concurrency(self._limit, RETRY_AFTER_S)
-        if self._by_tenant[tenant] >= self._tenant_limit:
-            return Refusal(
-                Reason.QUERY_CONCURRENCY,
-                f"{self._tenant_limit} queries of this tenant run already, the most there may be",
-                metadata={"limit": str(self._tenant_limit)},
-                retry_after_s=RETRY_AFTER_S,
-            )
+        for running, limit, whose in (
+            (self._running, self._limit, ""),
+            (self._by_tenant[tenant], self._tenant_limit, " of this tenant"),
+        ):
+            if running >= limit:
+                return Refusal(
+                    Reason.QUERY_CONCURRENCY,
+                    f"{limit} queries{whose} run already, the most there may be",
+                    metadata={"limit": str(limit)},
+                    retry_after_s=RETRY_AFTER_S,
+                )
         return None
 
     def _enter(self, tenant: str) -> None:

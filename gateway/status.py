@@ -255,13 +255,6 @@ def overloaded(text: str, retry_after_s: float) -> Refusal:
     return Refusal(Reason.OVERLOADED, text, retry_after_s=retry_after_s)
 
 
-def query_concurrency(limit: int, retry_after_s: float) -> Refusal:
-    """As many queries run as may."""
-    text = f"{limit} queries run already, the most there may be"
-    metadata = {"limit": str(limit)}
-    return Refusal(Reason.QUERY_CONCURRENCY, text, metadata=metadata, retry_after_s=retry_after_s)
-
-
 def storage_unavailable(retry_after_s: float = 1.0) -> Refusal:
     """The database does not answer at present."""
     return Refusal(Reason.STORAGE_UNAVAILABLE, "the database does not answer; try again", retry_after_s=retry_after_s)

@@ -104,7 +104,7 @@ def unpack(refusal: Refusal) -> tuple[error_details_pb2.ErrorInfo, dict[str, obj
             status.overloaded("full", 0.25), "RESOURCE_EXHAUSTED", {}, {"ErrorInfo", "RetryInfo"}, id="overload"
         ),
         pytest.param(
-            status.query_concurrency(8, 1),
+            Refusal(Reason.QUERY_CONCURRENCY, "full", metadata={"limit": "8"}, retry_after_s=1),
             "RESOURCE_EXHAUSTED",
             {"limit": "8"},
             {"ErrorInfo", "RetryInfo"},
