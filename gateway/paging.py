@@ -1,7 +1,8 @@
 """Page tokens: where the next page begins, bound to the request that made them.
 
 A token is a digest and a position, in URL-safe base64. The digest covers the position, the tenant, the method and
-every argument but the page's size and the token itself: with another request, or changed in any bit, it does not fit.
+every argument but the page's size, the freshness (each page is routed by itself) and the token itself: with another
+request, or changed in any bit, it does not fit.
 
 Not a boundary of trust: whatever a token says, the request's own tenant and arguments decide what is read. The key
 only keeps clients from building tokens of their own; all gateways of a deployment need the same one.
@@ -12,14 +13,23 @@ import binascii
 import hashlib
 import hmac
 import struct
+from copy import deepcopy
 from typing import Final, TypeAlias
 
+from atlasco.telemetry.v1 import admin_pb2, query_pb2
 from google.protobuf.message import Message
 
 from gateway.status import Reason, Refusal, field_invalid
 from storage.read_model import Position
 
-PagedRequest: TypeAlias = Message
+PagedRequest: TypeAlias = (
+    query_pb2.ReadSeriesRequest
+    | query_pb2.FindEntitiesRequest
+    | query_pb2.ListEntitiesRequest
+    | query_pb2.ListAttributesRequest
+    | admin_pb2.ListOperationsRequest
+)
+"""A request that may carry a page token."""
 
 _DIGEST_BYTES: Final = 16
 # Places of device and attribute, time, the device's id, readings taken.
@@ -27,6 +37,8 @@ _POSITION: Final = struct.Struct(">HHqqI")
 # What a request's positions look like, where that has changed: a gateway of another release, which would misread a
 # token, refuses it then.
 _FORMATS: Final = {"atlasco.telemetry.v1.ReadSeriesRequest": b"#2"}
+# What a client may change from page to page.
+_UNBOUND: Final = frozenset({"page_token", "page_size", "freshness"})
 _MAX_TOKEN: Final = 1024
 
 
@@ -47,7 +59,7 @@ class PageTokens:
         Raises:
             Refusal: PAGE_TOKEN_INVALID: damaged, or made for other arguments or another caller.
         """
-        token: str = request.page_token  # type: ignore[attr-defined]
+        token = request.page_token
         if not token:
             return None
         if len(token) > _MAX_TOKEN or not token.isascii():
@@ -65,10 +77,9 @@ class PageTokens:
         return position
 
     def _digest(self, position: bytes, tenant: str, request: PagedRequest) -> bytes:
-        bare = type(request)()
-        bare.CopyFrom(request)
-        bare.ClearField("page_token")
-        bare.ClearField("page_size")
+        bare: Message = deepcopy(request)
+        for field in _UNBOUND.intersection(bare.DESCRIPTOR.fields_by_name):
+            bare.ClearField(field)
         # Deterministic: a map's entries would otherwise come in any order.
         arguments = bare.SerializeToString(deterministic=True)
         name = bare.DESCRIPTOR.full_name

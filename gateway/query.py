@@ -10,7 +10,7 @@ from atlasco.telemetry.v1 import query_pb2, query_pb2_grpc
 from opentelemetry.trace import Tracer
 
 from gateway.auth import Authenticator, Identity
-from gateway.paging import PageTokens, pack_position, token_invalid, unpack_position
+from gateway.paging import PagedRequest, PageTokens, pack_position, token_invalid, unpack_position
 from gateway.query_admission import ExportAdmission, OpenExport, QueryAdmission
 from gateway.query_aggregate import SELECTION_FILTER, aggregate_message, aggregate_question
 from gateway.query_calls import Call, QueryCalls
@@ -22,11 +22,11 @@ from gateway.query_requests import (
     EXPORT_CHUNK,
     LIST_PAGE,
     SERIES_PAGE,
+    attribute_names,
     entity_names,
     entity_type,
     filter_text,
     labels,
-    latest_attributes,
     one_entity,
     page_size,
     series_question,
@@ -45,12 +45,6 @@ log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-Paged: TypeAlias = (
-    query_pb2.ReadSeriesRequest
-    | query_pb2.FindEntitiesRequest
-    | query_pb2.ListEntitiesRequest
-    | query_pb2.ListAttributesRequest
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +103,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
 
         async def answer(identity: Identity, call: Call) -> query_pb2.GetLatestResponse:
             entity = one_entity(identity, request.entity)
-            question = LatestValues([entity], latest_attributes(request.attributes))
+            question = LatestValues([entity], attribute_names(request.attributes))
             routed = await call.read(identity.tenant, question, request.freshness)
             if routed.answer.missing:
                 raise entity_not_found(entity)
@@ -124,7 +118,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         """See query.proto."""
 
         async def answer(identity: Identity, call: Call) -> query_pb2.BatchGetLatestResponse:
-            question = LatestValues(entity_names(identity, request.entities), latest_attributes(request.attributes))
+            question = LatestValues(entity_names(identity, request.entities), attribute_names(request.attributes))
             routed = await call.read(identity.tenant, question, request.freshness)
             as_of_us = routed.proof.as_of_us
             return query_pb2.BatchGetLatestResponse(
@@ -143,13 +137,14 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         async def answer(identity: Identity, call: Call) -> query_pb2.ReadSeriesResponse:
             series = series_question(identity, request)
             size = page_size(request.page_size, SERIES_PAGE)
-            after = self._open(identity, request)
+            after = self._tokens.open(identity.tenant, request)
             question = SeriesRange(series, size, None if after is None else unpack_position(after))
             routed = await call.read(identity.tenant, question, request.freshness)
             last = routed.answer.last
+            token = "" if last is None else self._tokens.seal(pack_position(last), identity.tenant, request)
             return query_pb2.ReadSeriesResponse(
                 series=[series_message(part) for part in routed.answer.parts],
-                next_page_token="" if last is None else self._seal(pack_position(last), identity, request),
+                next_page_token=token,
                 provenance=provenance(routed),
             )
 
@@ -212,7 +207,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
             question = FindDevices(
                 FindQuestion(
                     filter_text(request.filter),
-                    latest_attributes(request.attributes),
+                    attribute_names(request.attributes),
                     visible_entity(identity),
                 ),
                 page_size(request.page_size, LIST_PAGE),
@@ -320,8 +315,8 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
             return self._limits.longest_s
         return min(self._limits.longest_s, left_s - min(self._limits.reserve_s, left_s / 5))
 
-    def _name_after(self, identity: Identity, request: Paged) -> str:
-        position = self._open(identity, request)
+    def _name_after(self, identity: Identity, request: PagedRequest) -> str:
+        position = self._tokens.open(identity.tenant, request)
         if position is None:
             return ""
         try:
@@ -329,19 +324,5 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         except UnicodeDecodeError:
             raise token_invalid() from None
 
-    def _token_after(self, last: str | None, identity: Identity, request: Paged) -> str:
-        return "" if last is None else self._seal(last.encode(), identity, request)
-
-    def _open(self, identity: Identity, request: Paged) -> bytes | None:
-        return self._tokens.open(identity.tenant, _without_freshness(request))
-
-    def _seal(self, position: bytes, identity: Identity, request: Paged) -> str:
-        return self._tokens.seal(position, identity.tenant, _without_freshness(request))
-
-
-def _without_freshness(request: Paged) -> Paged:
-    """The arguments that a page token is bound to: each page is routed by itself."""
-    bare = type(request)()
-    bare.CopyFrom(request)  # type: ignore[arg-type]
-    bare.ClearField("freshness")
-    return bare
+    def _token_after(self, last: str | None, identity: Identity, request: PagedRequest) -> str:
+        return "" if last is None else self._tokens.seal(last.encode(), identity.tenant, request)

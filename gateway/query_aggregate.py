@@ -6,8 +6,15 @@ from typing import Final
 from atlasco.telemetry.v1 import query_pb2
 
 from gateway.auth import Identity
-from gateway.query_requests import MAX_SERIES_ATTRIBUTES, entity_names, entity_type, filter_text, labels, time_range
-from gateway.query_requests import latest_attributes as distinct_attributes
+from gateway.query_requests import (
+    MAX_SERIES_ATTRIBUTES,
+    attribute_names,
+    entity_names,
+    entity_type,
+    filter_text,
+    labels,
+    time_range,
+)
 from gateway.status import field_invalid
 from storage.aggregate_buckets import WIDTHS, Bucket, BucketUnit
 from storage.aggregate_model import (
@@ -55,7 +62,7 @@ def aggregate_question(identity: Identity, request: query_pb2.AggregateRequest) 
         Refusal: a field is out of bounds.
         FilterInvalid: the selection's filter does not parse; its path is SELECTION_FILTER.
     """
-    attributes = list(distinct_attributes(request.attributes))
+    attributes = list(attribute_names(request.attributes))
     if not 1 <= len(attributes) <= MAX_SERIES_ATTRIBUTES:
         raise field_invalid("attributes", f"must name 1 to {MAX_SERIES_ATTRIBUTES} attributes")
     start_us, end_us = time_range(request.start_time_us, request.end_time_us)

@@ -16,7 +16,7 @@ from storage.read_model import SeriesQuestion
 
 MAX_ENTITIES: Final = 1_000
 MAX_SERIES_ATTRIBUTES: Final = 1_000
-# The default quota of a tenant: whoever names more names some twice.
+# A tenant's default quota: a longer list must repeat a name.
 MAX_LATEST_ATTRIBUTES: Final = 10_000
 MAX_LABELS: Final = 64
 MAX_LABEL_BYTES: Final = 1_024
@@ -62,17 +62,6 @@ def one_entity(identity: Identity, name: str) -> str:
     return name
 
 
-def distinct_names(
-    names: Sequence[str], field: str, *, most: int = MAX_ENTITIES, identity: Identity | None = None
-) -> Sequence[str]:
-    """Distinct names, none of them too; with `identity`, of devices that it may read."""
-    _check_names(names, field, most=most)
-    for name in names:
-        if identity is not None and not identity.may_name(name):
-            raise device_mismatch(name)
-    return names
-
-
 def filter_text(text: str) -> str:
     """A filter whose syntax is right; whether it fits the tenant's attributes, the read finds out.
 
@@ -83,8 +72,8 @@ def filter_text(text: str) -> str:
     return text
 
 
-def latest_attributes(names: Sequence[str]) -> Sequence[str]:
-    """Distinct attribute names; none stands for all."""
+def attribute_names(names: Sequence[str]) -> Sequence[str]:
+    """Distinct names of attributes, at most 10,000; an empty list passes."""
     _check_names(names, "attributes", most=MAX_LATEST_ATTRIBUTES)
     return names
 

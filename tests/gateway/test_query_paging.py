@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from atlasco.telemetry.v1 import query_pb2
+from atlasco.telemetry.v1 import admin_pb2, query_pb2
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -28,6 +28,7 @@ requests = st.builds(
     end_time_us=st.integers(1, 3),
     descending=st.booleans(),
 )
+freshnesses = st.builds(query_pb2.Freshness, max_staleness_us=st.integers(0, 9), explain=st.booleans())
 
 
 def with_token(request: Any, token: str, **changes: Any) -> Any:
@@ -50,12 +51,13 @@ def test_positions_survive_packing(position: Position) -> None:
     assert unpack_position(pack_position(position)) == position
 
 
-@given(requests, positions, st.integers(-1, 2**31 - 1))
-def test_a_token_opens_for_its_request_whatever_the_page_size(
-    request: query_pb2.ReadSeriesRequest, position: Position, size: int
+@given(requests, positions, st.integers(-1, 2**31 - 1), freshnesses)
+def test_a_token_opens_for_its_request_whatever_the_page_size_and_freshness(
+    request: query_pb2.ReadSeriesRequest, position: Position, size: int, freshness: query_pb2.Freshness
 ) -> None:
     token = PageTokens(b"k").seal(pack_position(position), "acme", request)
     again = with_token(request, token, page_size=size)
+    again.freshness.CopyFrom(freshness)
     assert PageTokens(b"k").open("acme", again) == pack_position(position)
     # The next token is made from a request that carries this one.
     assert PageTokens(b"k").seal(pack_position(position), "acme", again) == token
@@ -98,6 +100,33 @@ def test_any_other_text_is_refused(text: str) -> None:
 def test_a_token_from_elsewhere_is_refused(tokens: PageTokens, tenant: str, request_type: Any) -> None:
     token = PageTokens().seal(b"name", "acme", query_pb2.ListAttributesRequest())
     assert refused(tokens, tenant, request_type(page_token=token))
+
+
+@pytest.mark.parametrize(
+    ("request_", "position", "token"),
+    [
+        pytest.param(
+            query_pb2.ReadSeriesRequest(entities=["pump"], attributes=["t"], start_time_us=1, end_time_us=9),
+            pack_position(Position(0, 0, 5, 3, 1)),
+            "ups2oxA97XAiEZaNjoS50gAAAAAAAAAAAAAABQAAAAAAAAADAAAAAQ",
+            id="series",
+        ),
+        pytest.param(
+            query_pb2.FindEntitiesRequest(filter="t > 1", attributes=["t"]),
+            b"pump",
+            "kcSOdhUVyClyO9tAZ1SQSHB1bXA",
+            id="search",
+        ),
+        pytest.param(
+            admin_pb2.ListOperationsRequest(),
+            bytes(24),
+            "Dj1zTAoNwv8m0yCkIfTbEAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+            id="operations",
+        ),
+    ],
+)
+def test_tokens_of_earlier_releases_open(request_: Any, position: bytes, token: str) -> None:
+    assert PageTokens(b"k").open("acme", with_token(request_, token, page_size=7)) == position
 
 
 def test_labels_are_bound_in_any_order() -> None:
