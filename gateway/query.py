@@ -14,7 +14,7 @@ from gateway.paging import PagedRequest, PageTokens, pack_position, token_invali
 from gateway.query_admission import ExportAdmission, OpenExport, QueryAdmission
 from gateway.query_aggregate import SELECTION_FILTER, aggregate_message, aggregate_question
 from gateway.query_calls import Call, QueryCalls
-from gateway.query_export import ReaderWatch, export_series
+from gateway.query_export import export_series
 from gateway.query_freshness import TierBounds, provenance, source_messages, tier_message
 from gateway.query_messages import attribute_messages, entity_latest, entity_messages, found_messages, series_message
 from gateway.query_refusals import refusal_of_query
@@ -32,6 +32,7 @@ from gateway.query_requests import (
     series_question,
     visible_entity,
 )
+from gateway.slow_reader import ReaderWatch
 from gateway.status import Refusal, abort, entity_not_found, refusal_of
 from router.clock import PrimaryClock
 from router.execute import Routed, Router

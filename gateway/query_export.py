@@ -4,16 +4,13 @@ Each page is a read of its own, so that no connection and no snapshot is held wh
 memory holds one page, however many readings there are. The next page is read only when the client has taken the last
 one: the transport's flow control reaches to the database.
 
-A client that leaves a message unread for too long loses its export: what was sent cannot be taken back, and would stay
-in memory for as long as the client likes.
+A client that leaves a message unread for too long loses its export (slow_reader.py).
 
 What the whole claims is what its weakest page claims: each one is proven to be as fresh as asked when the export
 arrived, and to be no older than the first.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +18,6 @@ from atlasco.telemetry.v1 import query_pb2
 
 from gateway.query_freshness import provenance
 from gateway.query_messages import series_message
-from gateway.status import Reason, Refusal
 from router.execute import Routed
 from router.questions import SeriesRange
 from storage.read_model import SeriesPage, SeriesQuestion
@@ -65,35 +61,3 @@ def _weakest(whole: Routed[Any] | None, page: Routed[Any]) -> Routed[Any]:
     degraded = {d.reason: d for d in (*page.proof.degraded, *whole.proof.degraded)}
     proof = replace(older.proof, complete_from_us=max(starts, default=None), degraded=tuple(degraded.values()))
     return replace(older, answer=None, proof=proof)
-
-
-class ReaderWatch:
-    """Looks whether a client takes what it is sent. `gave_up` is called once, when it does not for `patience_s`."""
-
-    def __init__(self, patience_s: float, gave_up: Callable[[Refusal], None]) -> None:
-        self._patience_s = patience_s
-        self._gave_up = gave_up
-        self._refusal: Refusal | None = None
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """The block ends when the transport has taken a message, which it does as fast as the client reads.
-
-        The write is never cut off: a status sent while one is under way can get lost, and the client would wait for it
-        for ever. It ends when the client reads on, or with the connection.
-
-        Raises:
-            Refusal: SLOW_READER, after the block, when that took too long.
-        """
-        giving_up = asyncio.get_running_loop().call_later(self._patience_s, self._give_up)
-        try:
-            yield
-        finally:
-            giving_up.cancel()
-        if self._refusal is not None:
-            raise self._refusal
-
-    def _give_up(self) -> None:
-        text = f"a message was left unread for {self._patience_s:g} s; what was sent is not the whole"
-        self._refusal = Refusal(Reason.SLOW_READER, text)
-        self._gave_up(self._refusal)

@@ -31,6 +31,7 @@ from gateway.config import GatewayConfig
 from gateway.decode import Received, count_readings, weight
 from gateway.lanes import Lanes
 from gateway.room import Bound
+from gateway.slow_reader import ReaderWatch
 from gateway.status import Reason, Refusal, refusal_of, sequence_gap, stream_superseded
 from runtime.metrics import Metrics
 from storage.errors import StorageError
@@ -74,7 +75,7 @@ class DeviceStream:
         self._define = define
         self._config = config
         self._metrics = metrics
-        self._loop = loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self._clock = loop.time
         self._ended: asyncio.Future[Refusal | None] = loop.create_future()
         self._notice: asyncio.Future[ingest_pb2.ReconnectNotice.Reason.ValueType] = loop.create_future()
@@ -90,8 +91,7 @@ class DeviceStream:
         self._controls: deque[ingest_pb2.StreamTelemetryResponse] = deque()
         # The sender starts no further write.
         self._closing = False
-        # The client left a write unread for too long.
-        self._stuck = False
+        self._reader = ReaderWatch(config.write_timeout, self._give_up)
         # Set when nothing more will be committed or acked here; all that is left to do is to tell the client so.
         self.finished = asyncio.Event()
 
@@ -137,8 +137,7 @@ class DeviceStream:
             if refusal is None or refusal.reason not in {Reason.STREAM_SUPERSEDED, Reason.SLOW_READER}:
                 await self._settle(sending)
             self.finished.set()
-            # Not cancelled: a status that is sent while a write is still under way can get lost, and the client would
-            # wait for it for ever. The write ends when the client reads it, or with the connection.
+            # `sending` is waited for, not cancelled: its write must not be cut off (see ReaderWatch.writing).
             self._closing = True
             self._wake.set()
         if refusal is not None:
@@ -154,7 +153,7 @@ class DeviceStream:
         """Let what was received commit and be acked before the stream ends; the client would resend it otherwise."""
         try:
             async with asyncio.timeout(self._config.drain_timeout):
-                while not (sending.done() or self._stuck) and (
+                while not (sending.done() or self._reader.is_stuck) and (
                     self._acks.outstanding or self._controls or self._acks.due
                 ):
                     self._progress.clear()
@@ -355,24 +354,19 @@ class DeviceStream:
                     self._acked(ack.committed_sequence)
 
     async def _write(self, response: ingest_pb2.StreamTelemetryResponse) -> bool:
-        giving_up = self._loop.call_later(self._config.write_timeout, self._give_up)
         try:
-            await self._context.write(response.SerializeToString())
+            with self._reader.writing():
+                await self._context.write(response.SerializeToString())
         except grpc.aio.BaseError:
             # The connection is gone; the client resumes elsewhere.
             self.end(None)
             self._progress.set()
             return False
-        finally:
-            giving_up.cancel()
         return True
 
-    def _give_up(self) -> None:
-        """The client does not read. The write is left alone, see `run`; until it ends nothing more is kept for it."""
+    def _give_up(self, refusal: Refusal) -> None:
         log.info("a client does not read its acks", extra={"device": self._device, "tenant": self._tenant.name})
-        self._stuck = True
-        text = f"nothing was read from the stream for {self._config.write_timeout:g} s"
-        self.end(Refusal(Reason.SLOW_READER, text))
+        self.end(refusal)
         # Whoever waits for what was to be sent waits in vain.
         self._progress.set()
 
