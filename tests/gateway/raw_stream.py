@@ -4,13 +4,12 @@ import asyncio
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import grpc
 from atlasco.telemetry.v1 import common_pb2, ingest_pb2
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from grpc_status import rpc_status
+
+from tests.refusals import End, end_of
 
 METHOD = "/atlasco.telemetry.v1.IngestService/StreamTelemetry"
 DEADLINE_S = 10.0
@@ -66,27 +65,6 @@ def service(tenant: str, name: str = "test") -> tuple[tuple[str, str], ...]:
 
 def reason_name(rejection: Any) -> str:
     return ingest_pb2.RejectionReason.Name(rejection.reason).removeprefix("REJECTION_REASON_")
-
-
-@dataclass(frozen=True)
-class End:
-    """How a call ended."""
-
-    code: str
-    reason: str
-    metadata: dict[str, str] = field(default_factory=dict)
-    retry_after_s: float | None = None
-
-
-def end_of(error: grpc.aio.AioRpcError) -> End:
-    call: Any = error
-    status = rpc_status.from_call(call)
-    info, retry, delay = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), None
-    for detail in status.details if status is not None else ():
-        if detail.Unpack(retry):
-            delay = retry.retry_delay.ToTimedelta().total_seconds()
-        detail.Unpack(info)
-    return End(error.code().name, info.reason, dict(info.metadata), delay)
 
 
 class RawStream:

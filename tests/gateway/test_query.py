@@ -11,8 +11,6 @@ import grpc
 import psycopg
 import pytest
 from atlasco.telemetry.v1 import common_pb2, query_pb2, query_pb2_grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from gateway.auth import DevelopmentAuthenticator
 from gateway.query import QueryLimits, QueryServicer
@@ -23,6 +21,7 @@ from runtime.config import Address
 from runtime.metrics import MemoryMetrics
 from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.read_tenants import TenantDirectory
+from tests.refusals import End, end_of, refused
 from tests.storage.reads_database import Known, known_database, register_attribute, register_entity, store
 
 SERVICE = (("atlasco-tenant", "acme"), ("atlasco-service", "test"))
@@ -49,14 +48,7 @@ class Service:
 
     async def refusal(self, request: Any, metadata: Any = SERVICE, **options: Any) -> tuple[str, str, dict[str, str]]:
         """(code, reason, metadata) of the refusal, which must be typed."""
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await self.ask(request, metadata, **options)
-        status = rpc_status.from_call(caught.value)
-        assert status is not None, caught.value
-        info = error_details_pb2.ErrorInfo()
-        assert status.details[0].Unpack(info)
-        assert info.domain == "telemetry.atlasco"
-        return caught.value.code().name, info.reason, dict(info.metadata)
+        return await refused(self.ask(request, metadata, **options))
 
 
 @pytest.fixture
@@ -409,13 +401,7 @@ async def test_one_query_too_many_is_refused_at_once(known: Known, locked: psyco
         await until_waiting(locked, 2)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await service.ask(query_pb2.ListAttributesRequest())
-        status = rpc_status.from_call(caught.value)
-        assert status is not None
-        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-        assert status.details[0].Unpack(info)
-        assert status.details[1].Unpack(retry)
-        assert (info.reason, dict(info.metadata)) == ("QUERY_CONCURRENCY", {"limit": "2"})
-        assert retry.retry_delay.ToMilliseconds() == 100
+        assert end_of(caught.value) == End("RESOURCE_EXHAUSTED", "QUERY_CONCURRENCY", {"limit": "2"}, 0.1)
         # Another tenant is served meanwhile.
         rival = (("atlasco-tenant", "rival"), ("atlasco-service", "test"))
         assert (await service.ask(query_pb2.ListAttributesRequest(), rival)).attributes

@@ -8,14 +8,13 @@ import grpc
 import psycopg
 import pytest
 from atlasco.telemetry.v1 import query_pb2
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from gateway.query import QueryLimits
 from gateway.query_admission import QueryAdmission
 from gateway.status import Reason, Refusal
 from tests.gateway.running_gateway import until
 from tests.gateway.test_query import Service, register_anew, serve
+from tests.refusals import End, end_of
 from tests.storage.reads_database import Known, known_database, register_entity
 
 READINGS = 150_000
@@ -63,21 +62,12 @@ async def unread(service: Service, known: Known, tenant: str = "acme", device: s
     return call
 
 
-async def ended(
-    call: Any, code: grpc.StatusCode = grpc.StatusCode.RESOURCE_EXHAUSTED
-) -> tuple[str, dict[str, str], float]:
-    """How an export ends that is read on: reason, metadata, and the delay after which to retry, in seconds."""
+async def ended(call: Any) -> End:
+    """How an export ends that is read on."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for message in call:
             assert not message.HasField("summary")
-    assert caught.value.code() is code
-    status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
-    assert status is not None
-    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-    assert status.details[0].Unpack(info)
-    if len(status.details) > 1:
-        assert status.details[1].Unpack(retry)
-    return info.reason, dict(info.metadata), retry.retry_delay.ToTimedelta().total_seconds()
+    return end_of(caught.value)
 
 
 async def read_to_the_end(call: Any) -> int:
@@ -105,7 +95,8 @@ async def test_exports_that_nobody_reads_shut_out_no_query(known: Known) -> None
 async def test_one_export_too_many_is_refused_at_once(known: Known) -> None:
     async with serve(known, QueryLimits(tenant_exports=2), SMALL_WINDOW) as service:
         calls = [await unread(service, known) for _ in range(2)]
-        assert await ended(export(service, known)) == ("EXPORT_CONCURRENCY", {"limit": "2"}, 1.0)
+        end = await ended(export(service, known))
+        assert end == End("RESOURCE_EXHAUSTED", "EXPORT_CONCURRENCY", {"limit": "2"}, 1.0)
         other = await unread(service, known, "rival")
         other.cancel()
         calls[0].cancel()
@@ -122,9 +113,9 @@ async def test_an_export_that_nobody_reads_is_ended(known: Known, resumes: bool)
         assert service.metrics.value("atlasco_exports_open") == 0
         # One that was not read may still lie in the transport, and no more of them.
         refused = await ended(export(service, known))
-        assert refused == ("EXPORT_CONCURRENCY", {"limit": "1"}, 1.0)
+        assert refused == End("RESOURCE_EXHAUSTED", "EXPORT_CONCURRENCY", {"limit": "1"}, 1.0)
         if resumes:
-            assert await ended(call) == ("SLOW_READER", {}, 0.0)
+            assert await ended(call) == End("RESOURCE_EXHAUSTED", "SLOW_READER")
         else:
             call.cancel()
         counted = {"method": "ExportSeries", "status": "RESOURCE_EXHAUSTED"}
@@ -149,7 +140,7 @@ async def test_an_export_whose_device_is_replaced_meanwhile_fails(known: Known) 
     async with serve(known, QueryLimits(), SMALL_WINDOW) as service:
         call = await unread(service, known, device="longer")
         register_anew(known, "longer")
-        assert await ended(call, grpc.StatusCode.ABORTED) == ("ENTITY_REPLACED", {"entity": "longer"}, 0.0)
+        assert await ended(call) == End("ABORTED", "ENTITY_REPLACED", {"entity": "longer"})
 
 
 async def test_the_next_part_of_an_answer_waits_for_its_turn() -> None:

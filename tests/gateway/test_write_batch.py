@@ -12,11 +12,9 @@ from atlasco.telemetry.v1 import ingest_pb2
 from tests.gateway.raw_stream import (
     ALIASES,
     D,
-    End,
     I,
     definitions,
     device,
-    end_of,
     now_us,
     readings,
     reason_name,
@@ -24,6 +22,7 @@ from tests.gateway.raw_stream import (
 )
 from tests.gateway.running_gateway import RunningGateway, running_gateway, until
 from tests.gateway.stored import changes, history, latest, rows, values
+from tests.refusals import End, end_of
 from tests.storage.conftest import Database
 
 METHOD = "/atlasco.telemetry.v1.IngestService/WriteBatch"

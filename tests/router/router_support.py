@@ -1,4 +1,4 @@
-"""What the tests of the router share: the pair of servers, writing, reading, and what a refusal says."""
+"""What the tests of the router share: the pair of servers, writing and reading."""
 
 import os
 import time
@@ -13,8 +13,6 @@ import psutil
 import psycopg
 import pytest
 from atlasco.telemetry.v1 import common_pb2, ingest_pb2, ingest_pb2_grpc, query_pb2, query_pb2_grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from psycopg import sql
 
 from embedded.cluster import PostgresCluster
@@ -126,15 +124,6 @@ async def latest(channel: grpc.aio.Channel, tenant: str, device: str, **freshnes
 def value_of(answer: Any) -> int:
     (value,) = answer.latest.values
     return int(value.value.int64_value)
-
-
-def refusal(error: grpc.aio.AioRpcError) -> tuple[str, str, dict[str, str]]:
-    """(code, reason, metadata)."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    assert status is not None, error
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info)
-    return error.code().name, info.reason, dict(info.metadata)
 
 
 def reader_of(warehouse: Warehouse) -> WarehouseReader:

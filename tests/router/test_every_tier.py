@@ -30,8 +30,9 @@ from storage.rollup.declare import create_rollup, find_rollup
 from storage.rollup.service import rollup_pool
 from storage.rollup.worker import Worker
 from tests.gateway.running_gateway import RunningGateway, running_gateway
+from tests.refusals import refusal
 from tests.router.platform import ATTRIBUTES, DAY_US, DEVICES, HOUR_US, TENANT, TYPES, Platform, some_rows
-from tests.router.router_support import PRIMARY, REPLICA, Pair, ask, metadata, refusal
+from tests.router.router_support import PRIMARY, REPLICA, Pair, ask, metadata
 from tests.router.test_replica import source_fresh
 from tests.search.aggregates import check, random_question
 from tests.search.fleet import Fleet

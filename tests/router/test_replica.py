@@ -11,6 +11,7 @@ import pytest
 from atlasco.telemetry.v1 import query_pb2
 
 from tests.gateway.running_gateway import RunningGateway, running_gateway
+from tests.refusals import refusal
 from tests.router.router_support import (
     PRIMARY,
     REPLICA,
@@ -18,7 +19,6 @@ from tests.router.router_support import (
     ask,
     hanging,
     latest,
-    refusal,
     value_of,
     write,
 )

@@ -5,12 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
-import grpc
 import psycopg
 import pytest
 from atlasco.telemetry.v1 import admin_pb2, admin_pb2_grpc, query_pb2, query_pb2_grpc
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from grpc_status import rpc_status
 
 from runtime.metrics import MemoryMetrics
 from runtime.process import Shutdown
@@ -18,6 +15,7 @@ from storage.filter.syntax import MAX_BYTES
 from storage.rollup.config import RollupConfig
 from storage.rollup.service import RollupProcess
 from tests.gateway.running_gateway import RunningGateway, running_gateway
+from tests.refusals import refused
 from tests.search.fleet import HOUR_US, TENANT, Fleet, store_readings
 from tests.storage.conftest import Database
 
@@ -63,16 +61,6 @@ def known_of(answer: Any) -> list[tuple[Any, ...]]:
     return [
         (f.entity.name, *((v.attribute, v.time_us, v.value.int64_value) for v in f.values)) for f in answer.entities
     ]
-
-
-async def refusal(call: Awaitable[Any]) -> tuple[str, str, dict[str, str]]:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await call
-    status = rpc_status.from_call(refused.value)
-    assert status is not None
-    info = error_details_pb2.ErrorInfo()
-    assert next(detail for detail in status.details if detail.Unpack(info))
-    return refused.value.code().name, info.reason, dict(info.metadata)
 
 
 def aggregate_request(fleet: Fleet, **changes: Any) -> query_pb2.AggregateRequest:
@@ -174,7 +162,7 @@ async def test_a_rollup_is_declared_filled_and_used(query: Any, admin: Any, flee
     ],
 )
 async def test_bad_searches(query: Any, changes: dict[str, Any], expected: tuple[str, ...]) -> None:
-    code, reason, metadata = await refusal(
+    code, reason, metadata = await refused(
         query.FindEntities(query_pb2.FindEntitiesRequest(**changes), metadata=SERVICE)
     )
     assert (code, reason, metadata[expected[2]]) == (*expected[:2], expected[3])
@@ -206,7 +194,7 @@ async def test_bad_searches(query: Any, changes: dict[str, Any], expected: tuple
 )
 async def test_bad_aggregates(query: Any, fleet: Fleet, changes: dict[str, Any], reason: str) -> None:
     request = aggregate_request(fleet, **changes)
-    assert (await refusal(query.Aggregate(request, metadata=SERVICE)))[1] == reason
+    assert (await refused(query.Aggregate(request, metadata=SERVICE)))[1] == reason
 
 
 @pytest.mark.parametrize(
@@ -224,8 +212,8 @@ async def test_a_bad_selection_is_named_as_the_request_has_it(
     query: Any, fleet: Fleet, selection: dict[str, Any], reason: str, field: str
 ) -> None:
     request = aggregate_request(fleet, selection=query_pb2.Selection(**selection))
-    refused = await refusal(query.Aggregate(request, metadata=SERVICE))
-    assert (refused[1], refused[2]["field"]) == (reason, field)
+    refusal = await refused(query.Aggregate(request, metadata=SERVICE))
+    assert (refusal[1], refusal[2]["field"]) == (reason, field)
 
 
 async def test_an_aggregate_of_too_much_text_says_so(query: Any, fleet: Fleet, owner: psycopg.Connection[Any]) -> None:
@@ -240,13 +228,13 @@ async def test_an_aggregate_of_too_much_text_says_so(query: Any, fleet: Fleet, o
         end_time_us=fleet.now_us + 1,
         bucket=query_pb2.Bucket(unit=query_pb2.BUCKET_UNIT_SECOND),
     )
-    refused = await refusal(query.Aggregate(request, metadata=SERVICE))
-    assert refused == ("INVALID_ARGUMENT", "TOO_MUCH_TEXT", {"limit": "8388608"})
+    refusal = await refused(query.Aggregate(request, metadata=SERVICE))
+    assert refusal == ("INVALID_ARGUMENT", "TOO_MUCH_TEXT", {"limit": "8388608"})
 
 
 async def test_a_device_is_deleted_and_bad_orders_are_refused(query: Any, admin: Any, fleet: Fleet) -> None:
     order = admin_pb2.DeleteEntityRequest(entity="device-0002", request_id=uuid4().bytes)
-    assert (await refusal(admin.DeleteEntity(order, metadata=DEVICE)))[1] == "SERVICE_REQUIRED"
+    assert (await refused(admin.DeleteEntity(order, metadata=DEVICE)))[1] == "SERVICE_REQUIRED"
     ordered = (await admin.DeleteEntity(order, metadata=SERVICE)).operation
     assert ordered.operation_id == order.request_id
     assert (await admin.DeleteEntity(order, metadata=SERVICE)).operation.create_time_us == ordered.create_time_us
@@ -267,16 +255,16 @@ async def test_a_device_is_deleted_and_bad_orders_are_refused(query: Any, admin:
         (admin_pb2.DeleteEntityRequest(entity="device-0003", request_id=b"x"), "FIELD_INVALID"),
         (admin_pb2.DeleteEntityRequest(entity="device-0003", request_id=order.request_id), "FIELD_INVALID"),
     ):
-        assert (await refusal(admin.DeleteEntity(request, metadata=SERVICE)))[1] == reason
+        assert (await refused(admin.DeleteEntity(request, metadata=SERVICE)))[1] == reason
     missing = admin_pb2.GetOperationRequest(operation_id=uuid4().bytes)
-    assert (await refusal(admin.GetOperation(missing, metadata=SERVICE)))[1] == "OPERATION_NOT_FOUND"
+    assert (await refused(admin.GetOperation(missing, metadata=SERVICE)))[1] == "OPERATION_NOT_FOUND"
     bad = admin_pb2.CreateRollupRequest(rollup=admin_pb2.Rollup(name="x", attributes=["status"]))
-    assert (await refusal(admin.CreateRollup(bad, metadata=SERVICE)))[1] == "AGGREGATE_TYPE"
+    assert (await refused(admin.CreateRollup(bad, metadata=SERVICE)))[1] == "AGGREGATE_TYPE"
 
 
 async def test_a_projection_with_a_bad_type_is_refused(admin: Any) -> None:
     wanted = admin_pb2.Projection(name="x", entity_type="\0", attributes=["count"])
-    refused = await refusal(
+    refusal = await refused(
         admin.CreateProjection(admin_pb2.CreateProjectionRequest(projection=wanted), metadata=SERVICE)
     )
-    assert refused[1:] == ("FIELD_INVALID", {"field": "projection.entity_type"})
+    assert refusal[1:] == ("FIELD_INVALID", {"field": "projection.entity_type"})
