@@ -32,10 +32,10 @@ PagedRequest: TypeAlias = (
 """A request that may carry a page token."""
 
 _DIGEST_BYTES: Final = 16
-# Places of device and attribute, time, the device's id, readings taken.
+# As in Position: indexes of device and attribute in the request, time, the device's id, readings of the series so far.
 _POSITION: Final = struct.Struct(">HHqqI")
-# What a request's positions look like, where that has changed: a gateway of another release, which would misread a
-# token, refuses it then.
+# The version of a request's positions, where their format has changed: a gateway of another release, which would
+# misread a token, then refuses it.
 _FORMATS: Final = {"atlasco.telemetry.v1.ReadSeriesRequest": b"#2"}
 # What a client may change from page to page.
 _UNBOUND: Final = frozenset({"page_token", "page_size", "freshness"})
@@ -46,7 +46,7 @@ class PageTokens:
     """Makes and reads page tokens; `key` is any byte string, the same on every gateway."""
 
     def __init__(self, key: bytes = b"") -> None:
-        # A key longer than a block would be refused by blake2; hashed, any length will do.
+        # blake2 takes no key of more than 64 bytes; hashed, any length will do.
         self._key = hashlib.blake2b(key, digest_size=32).digest()
 
     def seal(self, position: bytes, tenant: str, request: PagedRequest) -> str:

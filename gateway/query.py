@@ -1,4 +1,4 @@
-"""The QueryService: who asks, what may be asked, the read, the message. The specification is query.proto."""
+"""The QueryService: authenticates, checks the request, reads through the router, answers. Specified in query.proto."""
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -52,26 +52,26 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class QueryLimits:
     """Bounds of the service. Times in seconds."""
 
-    # Queries at once, running on a connection or waiting for one. Small reads take milliseconds: a short queue evens
-    # out a burst; a long one would only make everybody late.
+    # Queries that run at once, counting those that wait for a connection. Small reads take milliseconds: a short queue
+    # absorbs a burst, a long one would only make every caller late.
     concurrency: int = 64
-    # Queries of one tenant at once.
+    # Queries of one tenant that run at once.
     tenant_concurrency: int = 48
     # Exports of one tenant that are open at once; each may hold a message that its client has not read yet.
     tenant_exports: int = 16
     # How long a client may leave a message of an export unread.
     export_patience_s: float = 60.0
-    # The most a query may take, whatever deadline the caller sets; an export: each of its reads.
+    # The longest that a query may take, whatever deadline its caller sets; in an export, each read of a page.
     longest_s: float = 30.0
-    # Kept back from the caller's deadline, though at most a fifth of it, so that the statement is over and the typed
-    # error has arrived before the caller gives up by itself.
+    # Subtracted from the time that the caller's deadline leaves (at most a fifth of it), so that the statement is
+    # cancelled and the typed error has arrived before the caller gives up.
     reserve_s: float = 0.25
     tiers: TierBounds = field(default_factory=TierBounds)
 
 
 class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     """Answers queries through `router`; `tokens` must have the same key on every gateway. `tracer` gets a span for each
-    query; None where spans go nowhere.
+    query; None: tracing is off.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     async def ExportSeries(  # noqa: N802
         self, request: query_pb2.ExportSeriesRequest, context: Context
     ) -> AsyncIterator[query_pb2.ExportSeriesResponse]:
-        """See query.proto. An export counts as a query while it reads a page, not while its client takes its time."""
+        """See query.proto. An export counts as a query only while it reads a page, not while its client reads."""
         with self._calls.call("ExportSeries", context, lambda: self._timeout_s(context)) as call:
             try:
                 identity = self._authenticator.authenticate(context)
@@ -162,7 +162,8 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
                 chunk = page_size(request.chunk_size, EXPORT_CHUNK, "chunk_size")
 
                 async def read(page: SeriesRange) -> Routed[SeriesPage]:
-                    # The first page is refused at once, as any query; a later one would end what was half sent.
+                    # The first page is refused at once, as any query. Refusing a later page would abort an export
+                    # that is half sent: it waits for its turn.
                     patience_s = 0.0 if page.is_first else self._timeout_s(context)
                     async with self._admission.admitted_in_turn(identity.tenant, patience_s):
                         return await call.read(identity.tenant, page, request.freshness)
@@ -264,7 +265,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     async def GetFreshness(  # noqa: N802
         self, request: query_pb2.GetFreshnessRequest, context: Context
     ) -> query_pb2.GetFreshnessResponse:
-        """See query.proto. Nothing is read for it: it tells what is measured all the time."""
+        """See query.proto. Reads no source: it reports what the gateway measures continuously."""
 
         async def answer(_: Identity, __: Call) -> query_pb2.GetFreshnessResponse:
             now = self._clock.now()
@@ -297,7 +298,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         *,
         filter_field: str = "filter",
     ) -> Answer:
-        """Authenticate, admit, answer; errors become a status, and everything is counted."""
+        """Authenticate, admit, answer. Every error becomes a status here; `filter_field`: see `refusal_of_query`."""
         with self._calls.call(method, context, lambda: self._timeout_s(context)) as call:
             try:
                 identity = self._authenticator.authenticate(context)
@@ -305,7 +306,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
                     made = await answer(identity, call)
                 call.done()
                 return made
-            except Exception as error:  # the one place where errors end; cancellation is none of them
+            except Exception as error:  # a CancelledError is no Exception, and passes
                 failure = refusal_of_query(error, filter_field=filter_field)
                 call.refused(refusal_of(failure))
                 await abort(context, failure)

@@ -48,7 +48,7 @@ Answer = TypeVar("Answer")
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 _NO_TENANT: Final = -1
-# The latest time that a date can hold.
+# The end of the year 9999, the latest that a datetime can hold.
 _MAX_TIME_US: Final = 253_402_300_799_999_999
 
 _STATES: Final = {
@@ -68,7 +68,7 @@ _STEPS: Final = {
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
-    """Carries out declarations and orders of one tenant, on a pool of the ingest role."""
+    """Carries out a tenant's declarations and deletions; `pool` is of the ingest role."""
 
     def __init__(
         self, pool: Pool, registry: Registry, authenticator: Authenticator, *, tokens: PageTokens | None = None
@@ -87,7 +87,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         async def answer(_: Identity, tenant: int) -> admin_pb2.CreateRollupResponse:
             from_us = wanted.backfill_from_us
             if not 0 <= from_us <= _MAX_TIME_US:
-                raise field_invalid("rollup.backfill_from_us", "is no time of a reading")
+                raise field_invalid("rollup.backfill_from_us", "is not a valid time of a reading")
             since = moment(from_us) if from_us else None
             made = await create_rollup(self._pool, tenant, wanted.name, wanted.attributes, since)
             return admin_pb2.CreateRollupResponse(rollup=_rollup(made))
@@ -224,7 +224,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 raise Refusal(Reason.SERVICE_REQUIRED, "only a service identity may do this")
             tenant = await self._registry.tenant(identity.tenant)
             return await answer(identity, _NO_TENANT if tenant is None else tenant.tenant_id)
-        except Exception as error:  # the one place where errors end; cancellation is none of them
+        except Exception as error:  # a CancelledError is no Exception, and passes
             await abort(context, _refusal(error, what, name))
 
 
@@ -245,7 +245,7 @@ def _refusal(error: Exception, what: str, name: str) -> Exception:
         case OperationNotFound():
             return Refusal(Reason.OPERATION_NOT_FOUND, str(error), metadata={what: name})
         case OperationConflict():
-            return field_invalid("request_id", "is the id of another device's deletion")
+            return field_invalid("request_id", "was used to delete another device")
         case _:
             # Devices and attributes that do not exist are refused as in queries.
             return refusal_of_query(error)

@@ -1,5 +1,5 @@
-"""How many queries run at once, in all and of one tenant, so that none can take every connection; and how many exports
-of one tenant are open, which run only while they read a page.
+"""Limits on the queries that run at once, in all and per tenant, so that no tenant can take every connection; and on
+the exports that a tenant has open. An export counts as a query only while it reads a page.
 """
 
 import asyncio
@@ -9,17 +9,17 @@ from contextlib import asynccontextmanager, contextmanager
 
 from gateway.status import Reason, Refusal
 
-# Long enough for the queries that are under way to end, short enough not to be noticed by a person.
+# In seconds: long enough for some running queries to end, too short for a person to notice.
 RETRY_AFTER_S = 0.1
 # Exports take longer.
 EXPORT_RETRY_AFTER_S = 1.0
 
 
 class QueryAdmission:
-    """Counts running queries; one too many is refused at once, with a delay after which to retry.
+    """Counts running queries; those beyond a limit are refused at once, with a delay after which to retry.
 
-    A longer queue instead of a refusal would only hide the overload: queries would wait for a connection until their
-    deadlines, and then fail after they cost all the same. Only what has begun to be answered waits for its turn.
+    Queueing them would only hide the overload: they would wait for a connection until their deadlines, and fail then.
+    Only an answer that is half sent waits for its turn.
     """
 
     def __init__(self, limit: int, tenant_limit: int) -> None:
@@ -29,7 +29,7 @@ class QueryAdmission:
         self._tenant_limit = tenant_limit
         self._running = 0
         self._by_tenant: Counter[str] = Counter()
-        # Those who wait for their turn, the first come first: tenant, and what to set when a place is theirs.
+        # Callers that wait for a place, in order of arrival: the future that tells them, and their tenant.
         self._waiting: dict[asyncio.Future[None], str] = {}
 
     @property
@@ -55,7 +55,7 @@ class QueryAdmission:
 
     @asynccontextmanager
     async def admitted_in_turn(self, tenant: str, patience_s: float) -> AsyncIterator[None]:
-        """As `admitted`, for the next part of an answer: it would be lost if it were refused at once, so it waits.
+        """As `admitted`, but waits for a place: for the next page of an answer that a refusal would abort half sent.
 
         Raises:
             Refusal: QUERY_CONCURRENCY, when no place became free within `patience_s` seconds.
@@ -71,18 +71,18 @@ class QueryAdmission:
             self._leave(tenant)
 
     async def _turn(self, tenant: str, patience_s: float) -> bool:
-        """Whether a place became the caller's."""
+        """Wait for a place; false: none became free in time."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[turn] = tenant
         try:
             async with asyncio.timeout(patience_s):
                 await turn
         except TimeoutError:
-            # Not cancelled: the place came in the same moment.
+            # Unless it was cancelled, the place was given at the same moment, and is the caller's.
             return not turn.cancelled()
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                # As above, and nobody else would give it back.
+                # The place was given at the same moment, and nobody else would give it back.
                 self._leave(tenant)
             raise
         finally:
@@ -112,7 +112,7 @@ class QueryAdmission:
         _take_one(self._by_tenant, tenant)
         for turn, waiting in list(self._waiting.items()):
             if not turn.done() and self._refusal(waiting) is None:
-                # Handed over here: whoever arrives before the waiting task runs must not take it.
+                # Taken here for the waiting task: a query that arrives before that task runs must not get the place.
                 self._enter(waiting)
                 turn.set_result(None)
 
@@ -120,9 +120,9 @@ class QueryAdmission:
 class ExportAdmission:
     """Counts the open exports of each tenant, and those that ended without having been read.
 
-    An export that its client does not read holds a message in the transport, which cannot be taken back. After its end
-    it does not count as open any more, or one forgetful client would shut out the others of its tenant for good; but
-    as many unread ones as there may be open ones are the most.
+    An export that its client does not read leaves a message in the transport, which cannot be taken back. Once it has
+    ended it no longer counts as open, or one forgetful client would shut out the others of its tenant for good; at most
+    as many unread exports as open ones are allowed.
     """
 
     def __init__(self, tenant_limit: int) -> None:
@@ -132,12 +132,12 @@ class ExportAdmission:
 
     @property
     def open(self) -> int:
-        """Exports open now; may be asked from any thread."""
+        """Exports open now; safe to read from any thread."""
         return sum(list(self._open.values()))
 
     @contextmanager
     def admitted(self, tenant: str) -> Iterator["OpenExport"]:
-        """The block is an export of the tenant.
+        """Run the block as one of the tenant's exports.
 
         Raises:
             Refusal: EXPORT_CONCURRENCY, with metadata "limit" and a delay.
@@ -158,7 +158,7 @@ class ExportAdmission:
 
 
 class OpenExport:
-    """The place of one export."""
+    """One export, as it is counted."""
 
     def __init__(self, tenant: str, open_: Counter[str], unread: Counter[str]) -> None:
         self._tenant = tenant
@@ -167,13 +167,13 @@ class OpenExport:
         self._counted[tenant] += 1
 
     def abandon(self) -> None:
-        """It ended, and its client has not read what was sent."""
+        """It has ended, and its client has not read what was sent: count it as unread until `close`."""
         self.close()
         self._counted = self._unread
         self._counted[self._tenant] += 1
 
     def close(self) -> None:
-        """Nothing is left of it."""
+        """Stop counting it: nothing of it is left in memory."""
         _take_one(self._counted, self._tenant)
 
 

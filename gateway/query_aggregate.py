@@ -1,4 +1,4 @@
-"""Aggregate: the request checked, field by field, and the answer as messages."""
+"""Aggregate: from the request, checked field by field, to a question; and from the answer to messages."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -56,7 +56,7 @@ _GROUPS: Final = frozenset({query_pb2.AGGREGATE_GROUP_ENTITY, query_pb2.AGGREGAT
 
 
 def aggregate_question(identity: Identity, request: query_pb2.AggregateRequest) -> AggregateQuestion:
-    """The question of a request.
+    """The request as a question.
 
     Raises:
         Refusal: a field is out of bounds.
@@ -68,7 +68,7 @@ def aggregate_question(identity: Identity, request: query_pb2.AggregateRequest) 
     start_us, end_us = time_range(request.start_time_us, request.end_time_us)
     functions = _functions(request.functions)
     groups = list(request.group_by)
-    # A group that a later version of the protocol knows must not be left out without a word.
+    # A group of a later version of the protocol must be refused, not silently ignored.
     if len(set(groups)) < len(groups) or not _GROUPS.issuperset(groups):
         raise field_invalid("group_by", "must name ENTITY and ATTRIBUTE at most once each")
     return AggregateQuestion(
@@ -128,13 +128,13 @@ def _functions(asked: Sequence[query_pb2.AggregateFunction.ValueType]) -> list[F
         raise field_invalid("functions", "must name 1 to 9 functions, each once")
     for place, function in enumerate(asked):
         if function not in FUNCTIONS:
-            raise field_invalid(f"functions[{place}]", f"is {function}, which is no function")
+            raise field_invalid(f"functions[{place}]", f"is {function}, which is not a function")
     return [FUNCTIONS[function] for function in asked]
 
 
 def _percentiles(asked: Sequence[float], *, wanted: bool) -> list[float]:
     if wanted != bool(asked) or len(asked) > MAX_PERCENTILES:
-        raise field_invalid("percentiles", f"must be 1 to {MAX_PERCENTILES} with PERCENTILE, and none without")
+        raise field_invalid("percentiles", f"must hold 1 to {MAX_PERCENTILES} values with PERCENTILE, none without")
     for place, percentile in enumerate(asked):
         if not 0 <= percentile <= 100:
             raise field_invalid(f"percentiles[{place}]", "must be 0 to 100")

@@ -1,4 +1,4 @@
-"""One query from its arrival to its end, as it is counted, timed and traced; its reads go through here."""
+"""One query from its arrival to its end: its reads go through here, and it is counted, timed and traced."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +19,12 @@ from runtime.metrics import Metrics
 
 A = TypeVar("A")
 
-# Value of the label `tier` where a query asked for none, or ended before it was known.
+# Value of the label `tier` of a query that reads nothing, or ended before its tier was known.
 _NO_TIER = "none"
 
 
 class Call:
-    """A query under way; CANCELLED, unless its end says otherwise."""
+    """A query under way. Its status is CANCELLED until `done` or `refused` says otherwise."""
 
     def __init__(
         self, calls: "QueryCalls", method: str, timeout_s: Callable[[], float], span: QuerySpan | None
@@ -56,16 +56,16 @@ class Call:
         return routed
 
     def done(self) -> None:
-        """It was answered."""
+        """The query was answered."""
         self.code = grpc.StatusCode.OK
 
     def refused(self, refusal: Refusal) -> None:
-        """It ends with this refusal."""
+        """The query ends with this refusal."""
         self.code, self.reason = refusal.code, refusal.reason
 
 
 class QueryCalls:
-    """Makes the calls of a service. `tracer` is None where spans go nowhere, and then costs nothing."""
+    """Makes the calls of a service. `tracer` is None when tracing is off, which then costs nothing."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class QueryCalls:
 
     @contextmanager
     def call(self, method: str, context: RpcContext, timeout_s: Callable[[], float]) -> Iterator[Call]:
-        """The block is the call, from its arrival to its end; `timeout_s` says how long its next read may take."""
+        """Run the block as one call; `timeout_s` says how long, in seconds, its next read may take."""
         started = perf_counter()
         span = None if self._tracer is None else query_span(self._tracer, method, context)
         call = Call(self, method, timeout_s, span)

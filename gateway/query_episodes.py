@@ -1,4 +1,4 @@
-"""Conditions of the query service that last: told once when they begin and once when they end, never for each query."""
+"""Lasting conditions of the query service, logged once when they begin and once when they end, not for every query."""
 
 import logging
 import time
@@ -9,20 +9,21 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 WINDOW_S: Final = 10.0
-"""Answers are looked at together over so many seconds."""
+"""Answers are judged together, over windows of so many seconds."""
 
 BEGINS_ABOVE: Final = 0.05
 BEGINS_WITH: Final = 3
 ENDS_BELOW: Final = 0.01
-"""Shares of the answers of a window, and how many it takes at least: of one now and then nothing is told. The shares
-differ, so that one near a bound is not told again and again."""
+"""A condition begins when more than the first share of a window's answers show it, and at least BEGINS_WITH do; an
+occasional one is not logged. It ends below the other share; the gap keeps a share near one bound from being logged over
+and over."""
 
 
 class Episode:
-    """One condition: `noted` is called for every answer, with the cause where the answer shows the condition.
+    """One condition; `begins` and `ends` are the messages to log, `clock` counts seconds.
 
-    It is looked at when an answer comes, so what ends with the traffic is told with the next answer. `clock` is in
-    seconds.
+    It is judged only when an answer comes: a condition that ends because traffic stops is logged as ended with the
+    first answers after that.
     """
 
     def __init__(self, begins: str, ends: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,7 +36,7 @@ class Episode:
         self._since: float | None = None
 
     def noted(self, cause: str | None) -> None:
-        """An answer. `cause` is one of few and names no tenant; None: the answer is as it should be."""
+        """Count an answer. `cause` is one of a small fixed set, and names no tenant; None: nothing is wrong with it."""
         now = self._clock()
         if now >= self._closes_at:
             if self._answers:

@@ -6,8 +6,8 @@ one: the transport's flow control reaches to the database.
 
 A client that leaves a message unread for too long loses its export (slow_reader.py).
 
-What the whole claims is what its weakest page claims: each one is proven to be as fresh as asked when the export
-arrived, and to be no older than the first.
+The provenance of the whole is that of its weakest page. Each page is proven to be as fresh as was asked when the export
+arrived, and no older than the first.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,7 +29,7 @@ async def export_series(
     """The messages of an export; see ExportSeriesResponse. `read` reads one page.
 
     Raises:
-        StorageError: as `read`; what was sent before is then not the whole.
+        StorageError: as `read`; what was sent before is then incomplete.
     """
     after = None
     readings = 0
@@ -42,7 +42,7 @@ async def export_series(
         parts, after = routed.answer.parts, routed.answer.last
         readings += sum(len(part.times_us) for part in parts)
         message = query_pb2.ExportSeriesResponse(series=[series_message(part) for part in parts])
-        # The client may take its time, and needs the message alone.
+        # The client may take its time to read: until then only the message stays in memory.
         del routed, parts
         if message.series:
             yield message

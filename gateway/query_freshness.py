@@ -1,4 +1,4 @@
-"""Freshness: what a request asks for, and what an answer says of itself."""
+"""Freshness: what a request asks for, and what an answer has."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from router.execute import Routed
 from router.plan import Need, Plan, SourceKind, Standing, Unplannable
 from router.tiers import DegradedReason
 
-# A year: beyond it a bound says nothing, and its sums would leave what a field holds.
+# A year: a longer bound is as good as none, and times computed with it could overflow 64 bits.
 _LONGEST_STALENESS_US: Final = 366 * 86_400_000_000
 _TOKEN_BYTES: Final = 8
 
@@ -61,7 +61,7 @@ class TierBounds:
 
 
 def need_of(freshness: query_pb2.Freshness, tiers: "Mapping[query_pb2.Tier.ValueType, int]") -> Need:
-    """What a request needs.
+    """The freshness that a request needs.
 
     Raises:
         Refusal: FRESHNESS_INVALID.
@@ -89,7 +89,7 @@ def need_of(freshness: query_pb2.Freshness, tiers: "Mapping[query_pb2.Tier.Value
 
 def tier_of(freshness: query_pb2.Freshness, tiers: "Mapping[query_pb2.Tier.ValueType, int]") -> str:
     """The tier that a request belongs to, for operators: the one it names, or the tightest whose bound allows as much
-    staleness as it does. `tiers` come tightest first; the request is one that `need_of` takes.
+    staleness as it does. `tiers` come tightest first; `need_of` must have accepted the request.
     """
     if freshness.WhichOneof("bound") == "max_staleness_us":
         asked_us = freshness.max_staleness_us
@@ -99,7 +99,7 @@ def tier_of(freshness: query_pb2.Freshness, tiers: "Mapping[query_pb2.Tier.Value
 
 
 def provenance(routed: Routed[Any]) -> query_pb2.Provenance:
-    """What an answer is made of."""
+    """Where an answer came from, and how fresh it is."""
     proof = routed.proof
     message = query_pb2.Provenance(
         source=SOURCES[proof.kind],
@@ -147,7 +147,7 @@ def _plan_message(routed: Routed[Any]) -> query_pb2.Plan:
 
 
 def source_messages(standings: Iterable[Standing], now: Instant | None) -> list[query_pb2.SourceFreshness]:
-    """Every source as it was measured last; rollups and the split are none of their own."""
+    """Every source as last measured; rollups and the split lie in other sources, and are left out."""
     return [
         query_pb2.SourceFreshness(
             source=SOURCES[standing.kind],
@@ -165,7 +165,7 @@ def source_messages(standings: Iterable[Standing], now: Instant | None) -> list[
 def tier_message(
     tier: "query_pb2.Tier.ValueType", staleness_us: int, scan: Plan | Unplannable, lookup: Plan | Unplannable
 ) -> query_pb2.TierFreshness:
-    """What a tier would get now."""
+    """The sources that a tier's queries would get now."""
     return query_pb2.TierFreshness(
         tier=tier,
         max_staleness_us=staleness_us,

@@ -1,7 +1,7 @@
 """Where queries go, as operators see it: which source answered, how old the answer is, what failed on the way.
 
-Everything is taken from what the router tells with an answer, so that the numbers are those of the answers' own
-provenance. No label names a tenant, a device, or anything that a tenant has named.
+Everything is computed from the router's account of an answer, so the numbers agree with the provenance that callers
+get. No label contains a tenant, a device, or any other name that a tenant chose.
 """
 
 import time
@@ -16,7 +16,7 @@ from router.tiers import DegradedReason, RangeNotHeld, Unproven
 from runtime.metrics import Metrics
 from storage.errors import StorageBusy, StorageError, StorageUnavailable, TransactionConflict
 
-# The first that fits; the special ones come before those that they are special cases of.
+# The first match counts, so a class comes before its base classes.
 _CAUSES: Final[tuple[tuple[type[StorageError], str], ...]] = (
     (RangeNotHeld, "range"),
     (Unproven, "unproven"),
@@ -26,12 +26,12 @@ _CAUSES: Final[tuple[tuple[type[StorageError], str], ...]] = (
     (TransactionConflict, "conflict"),
 )
 _DEGRADED: Final = {reason: reason.name.lower() for reason in DegradedReason}
-# Kinds that are no server of their own, or are told with the one that they lie in.
+# Kinds that are not servers of their own; the server they are in is reported.
 _DERIVED: Final = frozenset({SourceKind.SPLIT, SourceKind.ROLLUP, SourceKind.PROJECTION})
 
 
 class AnswerMetrics:
-    """Counts answers, and tells in the log when they begin to come from elsewhere, or worse, than they should."""
+    """Counts answers; logs when queries begin to fall back or answers to be degraded, and when that ends."""
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._metrics = metrics
@@ -39,7 +39,7 @@ class AnswerMetrics:
         self._degraded = Episode("answers are degraded", "answers are no longer degraded", clock)
 
     def answered(self, method: str, tier: str, routed: Routed[Any]) -> None:
-        """Count one read: a page of an export as any other."""
+        """Count one read; each page of an export is one."""
         proof = routed.proof
         source = proof.kind.value
         self._metrics.count("atlasco_query_answers", method=method, tier=tier, source=source)
@@ -53,28 +53,28 @@ class AnswerMetrics:
             if cause is not None:
                 self._metrics.count("atlasco_query_fallbacks", source=attempt.kind.value, cause=cause)
         self._falling_back.noted(_fell_back(routed))
-        # A range that begins before what is kept is the caller's choice.
+        # A range that begins before what is kept is the caller's choice, not a condition of the service.
         worse = (_DEGRADED[d.reason] for d in proof.degraded if d.reason is not DegradedReason.RANGE_CUT)
         self._degraded.noted(next(worse, None))
 
 
 def cause_of(attempt: Attempt) -> str | None:
-    """The class of reasons for which an attempt failed: a value of the label `cause`; None when it did not fail."""
+    """Why an attempt failed, as a value of the label `cause`; None: it did not fail."""
     if attempt.cause is None:
         return None
     return next((cause for error, cause in _CAUSES if issubclass(attempt.cause, error)), "unavailable")
 
 
 def source_name(kind: SourceKind, name: str) -> str:
-    """A source for people: which server, where there are several; never what a tenant has named."""
+    """A source's name for operators: the server's where there are several, never one that a tenant chose."""
     return name if kind is SourceKind.REPLICA else kind.value
 
 
 def _fell_back(routed: Routed[Any]) -> str | None:
-    """Why another source than the first one had to answer, or the primary in place of a replica; None: neither."""
+    """Why the first source did not answer, or the primary answered in place of a replica; None: neither happened."""
     for attempt in routed.attempts:
         cause = cause_of(attempt)
-        # Rollups are asked on the chance that they hold the aggregate.
+        # A rollup is asked on the chance that it holds the aggregate; that it does not is no fallback.
         if cause is not None and attempt.kind is not SourceKind.ROLLUP:
             return f"{source_name(attempt.kind, attempt.name)} {cause}"
     plan = routed.plan
@@ -86,7 +86,7 @@ def _fell_back(routed: Routed[Any]) -> str | None:
 
 
 def report_sources(metrics: Metrics, router: Router, clock: PrimaryClock, fallback_limit: int) -> None:
-    """Have the state of every source of `router` read whenever somebody asks for the metrics."""
+    """Register gauges on every source of `router`; they are read whenever the metrics are collected."""
 
     def standing(name: str) -> Standing:
         return next(found for found in router.standings() if found.name == name)

@@ -22,19 +22,19 @@ MAX_LABELS: Final = 64
 MAX_LABEL_BYTES: Final = 1_024
 
 SERIES_PAGE: Final = (1_000, 50_000)
-"""Default and most readings per page."""
+"""Default and maximum of readings per page."""
 
 EXPORT_CHUNK: Final = (10_000, 50_000)
-"""Default and most readings per message of an export."""
+"""Default and maximum of readings per message of an export."""
 
 MAX_LIMIT_PER_SERIES: Final = 1_000_000
 
 LIST_PAGE: Final = (100, 1_000)
-"""Default and most devices or attributes per page."""
+"""Default and maximum of devices, attributes or operations per page."""
 
 
 def page_size(asked: int, bounds: tuple[int, int], field: str = "page_size") -> int:
-    """The size of a page, by AIP-158: 0 is the default, more than the most is the most."""
+    """The size of a page, by AIP-158: 0 means the default, and more than the maximum means the maximum."""
     if asked < 0:
         raise field_invalid(field, "must not be negative")
     default, most = bounds
@@ -97,7 +97,7 @@ def time_range(start_us: int, end_us: int) -> tuple[int, int]:
     """A range [start, end) of reading time."""
     for field, time_us in (("start_time_us", start_us), ("end_time_us", end_us)):
         if time_us == 0:
-            raise field_invalid(field, "is needed; 0 is not a time of a reading", Reason.RANGE_UNBOUNDED)
+            raise field_invalid(field, "must be set; 0 is not a valid time of a reading", Reason.RANGE_UNBOUNDED)
         if time_us < 0:
             raise field_invalid(field, "must not be negative")
     if start_us >= end_us:
@@ -125,7 +125,7 @@ def labels(asked: Mapping[str, str], field: str = "labels") -> dict[str, str]:
 
 
 def visible_entity(identity: Identity) -> str | None:
-    """The only device that the caller may see in a list; None: all of its tenant."""
+    """The only device that the caller may see; None: it may see all of its tenant's."""
     return identity.name if identity.kind is IdentityKind.DEVICE else None
 
 
@@ -143,12 +143,12 @@ def _problems(names: Sequence[str]) -> Iterable[tuple[int, str]]:
         if problem is not None:
             yield place, problem
         if name in seen:
-            yield place, f"is {name!r} a second time"
+            yield place, f"repeats {name!r}"
         seen.add(name)
 
 
 def _check_text(text: str, field: str) -> None:
-    # The database takes no NUL; it would show as an error of ours.
+    # PostgreSQL stores no NUL, and would fail with what looks like an error of the gateway.
     if "\0" in text:
         raise field_invalid(field, "holds a NUL character")
     if len(text.encode()) > MAX_LABEL_BYTES:

@@ -19,7 +19,7 @@ from storage.warehouse.port import Warehouse
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The router, its clock, and what looks after both: `watch.run()` has to run."""
+    """The router, its clock, and the watch that keeps both up to date while `watch.run()` runs."""
 
     router: Router
     clock: PrimaryClock
@@ -44,7 +44,7 @@ async def open_sources(
 ) -> Sources:
     """Open what the settings name; everything but `query_pool` and `warehouse` is closed with the stack.
 
-    A replica that is down does not keep a gateway from starting: it is found when it comes.
+    A replica that is down does not keep a gateway from starting: it is used once it is up.
     """
     clock = PrimaryClock()
     tenants = TenantDirectory()

@@ -1,8 +1,8 @@
 """Spans of queries: one for each call, and below it one for each source that was asked.
 
-Made only where spans go somewhere. The names of attributes are OpenTelemetry's for RPC servers, and `atlasco.…` for
-what only this service knows; none holds a tenant, a device, or anything that a tenant has named. Of the caller's trace
-only the ids are taken: its `tracestate` is free text.
+Made only when tracing is on. Attributes are named after OpenTelemetry's conventions for RPC servers, or `atlasco.…`; no
+value contains a tenant, a device, or any other name that a tenant chose. Of the caller's trace only the ids are taken:
+its `tracestate` is free text.
 """
 
 from time import time_ns
@@ -19,13 +19,13 @@ from router.execute import Routed
 
 RpcContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
-# An export of millions of readings is one span with so many sources asked below it; the rest is in its counts alone.
+# Child spans of one query. An export of millions of readings asks its sources far more often: the rest is only counted.
 MOST_ATTEMPTS: Final = 32
 
 _SERVICE: Final = query_pb2.DESCRIPTOR.services_by_name["QueryService"].full_name
 _CALLERS: Final = TraceContextTextMapPropagator()
 _TRACE_HEADERS: Final = frozenset({"traceparent"})
-# As OpenTelemetry has it for servers: the others are the caller's doing, or ordinary.
+# Codes that OpenTelemetry's conventions count as a server's errors; the others are the caller's fault, or no fault.
 _ERRORS: Final = frozenset(
     {
         grpc.StatusCode.UNKNOWN,
@@ -64,7 +64,7 @@ class QuerySpan:
             cause = cause_of(attempt)
             self._asked += 1
             self._fallbacks += cause is not None
-            # Failed attempts came one after the other; what answered, in one part or two, has only just ended.
+            # Failed attempts ran one after another; those that answered, one or two, have only just ended.
             took_ns = attempt.duration_us * 1000
             start_ns = at_ns if cause is not None else max(at_ns, now_ns - took_ns)
             end_ns = min(now_ns, start_ns + took_ns)
@@ -76,7 +76,7 @@ class QuerySpan:
                 self._tracer.start_span(f"ask {name}", below, attributes=attributes, start_time=start_ns).end(end_ns)
 
     def ended(self, code: grpc.StatusCode, reason: str, tier: str, max_staleness_us: int | None) -> None:
-        """The query is over. `reason` is that of a refusal, or empty; the bound is None where none was understood."""
+        """The query is over. `reason` is its refusal's, or empty; the bound is None if it was never known."""
         attributes: dict[str, Any] = {"rpc.response.status_code": code.name, "atlasco.tier": tier}
         if max_staleness_us is not None:
             attributes["atlasco.max_staleness_us"] = max_staleness_us
@@ -100,11 +100,11 @@ class QuerySpan:
 def query_span(tracer: Tracer, method: str, context: RpcContext) -> QuerySpan | None:
     """Begin the span of a call, below the caller's own where its metadata names one (W3C Trace Context).
 
-    None where it is not recorded, because the caller's trace is not.
+    None: it is not recorded, because the caller's trace is not sampled.
     """
     metadata = context.invocation_metadata() or ()
     carrier = {key: value for key, value in metadata if key in _TRACE_HEADERS and isinstance(value, str)}
-    # Of an empty context: what runs in this process is no part of the caller's trace.
+    # From an empty context: a span that happens to be open in this process must not become the parent.
     parent = _CALLERS.extract(carrier, Context()) if carrier else Context()
     name = f"{_SERVICE}/{method}"
     span = tracer.start_span(name, parent, SpanKind.SERVER, attributes={"rpc.system.name": "grpc", "rpc.method": name})
