@@ -26,8 +26,8 @@ _PATIENCE_S: Final = 10.0
 class WarehouseSource:
     """A warehouse. `concurrency` questions run at once, twice as many may wait; `answer` is described at `Source`.
 
-    A question whose time is over, or whose caller is gone, is ended in the warehouse, and nobody waits for that: it
-    keeps its place until then, so that such questions never pile up.
+    A question that ran out of time, or whose caller is gone, is cancelled in the warehouse without waiting for that to
+    happen. It keeps its place until it has ended, so that abandoned questions cannot pile up.
     """
 
     kind = SourceKind.WAREHOUSE
@@ -60,28 +60,28 @@ class WarehouseSource:
         return Standing(self.kind, self.name, True, as_of_us, None, reason)
 
     def close(self) -> None:
-        """Wait for the questions that still run."""
+        """Wait for the questions that still run, and end the threads."""
         self._threads.shutdown()
 
     async def measure(self) -> None:
-        """Look how far the warehouse has come; what goes wrong is for the breaker."""
+        """Measure how much of the data the warehouse has; failures are reported to the breaker, not raised."""
         if self._measuring is None or self._measuring.done():
             loop = asyncio.get_running_loop()
             self._measuring = loop.run_in_executor(None, self._warehouse.completeness)
-            # Looked at, so that it is not reported as forgotten when it took too long.
+            # Retrieved, or asyncio logs "exception was never retrieved" for a measurement that nobody waited for.
             self._measuring.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
-            # One that hangs is waited for again the next time, and no second one begun beside it.
+            # A measurement that hangs goes on and is waited for again the next time: no second one runs beside it.
             async with asyncio.timeout(_PATIENCE_S):
                 self._known = await asyncio.shield(self._measuring)
         except TimeoutError:
             self.breaker.failed(f"no answer within {_PATIENCE_S:.0f} s")
         except WarehouseMissing as error:
-            # Set up later, it is found later: no failure of a server that should be left alone.
+            # It may be set up later, and is found then: no failure, so the breaker stays closed.
             self._known = None
             self.breaker.problem = str(error)
         except StorageError as error:
-            # Rights that are missing, too: whatever is wrong with the warehouse, devices go on being served.
+            # Missing privileges as well: whatever is wrong with the warehouse must not stop the gateway.
             self.breaker.failed(str(error))
         else:
             self.breaker.answered(probe=True)
@@ -94,10 +94,10 @@ class WarehouseSource:
         return answer, self.prove(completeness, requirement, question)
 
     async def ask(self, tenant: str, question: Question[A], timeout_s: float) -> tuple[A, Completeness]:
-        """The warehouse's answer with its completeness, not yet held against any requirement.
+        """The warehouse's answer with its completeness, not yet checked against any requirement.
 
         Raises:
-            NotLoaded: see there.
+            NotLoaded: the warehouse does not know a device or an attribute of the question.
             StorageError: as `Source.answer`.
         """
         if self._running >= self._most:
@@ -108,28 +108,28 @@ class WarehouseSource:
         loop = asyncio.get_running_loop()
         thread.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended))
         work = asyncio.wrap_future(thread)
-        # Looked at, so that it is not reported as forgotten when nobody waits for it any more.
+        # Retrieved, or asyncio logs "exception was never retrieved" for a question that nobody waits for any more.
         work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
             async with asyncio.timeout(timeout_s):
                 answer, completeness = await asyncio.shield(work)
         except TimeoutError as error:
-            self._give_up(thread, cancellation)
+            self._abandon(thread, cancellation)
             raise QueryCanceled(f"the warehouse took longer than the {timeout_s:.3f} s it had") from error
         except asyncio.CancelledError:
-            self._give_up(thread, cancellation)
+            self._abandon(thread, cancellation)
             raise
         except UnknownToWarehouse as error:
             raise NotLoaded(str(error)) from error
         except QueryCanceled as error:
-            # By itself, for its own limits: nobody here has given the question up.
+            # The warehouse ended it for limits of its own: nobody here cancelled it.
             raise StorageBusy(f"the warehouse ended the question: {error}") from error
         except QueryRefused as error:
-            # The statement is ours: something it reads is damaged. Others hold the data, or other files are whole.
+            # The statement is ours and valid, so something it reads is damaged; another source may have it whole.
             log.error("the warehouse refused a statement", extra={"problem": str(error)})
             raise StorageUnavailable(str(error)) from error
         except StorageBusy:
-            # Too many questions, or one too large for it: whether the warehouse is well, measurements find out.
+            # Too many questions, or too large a one, is no failure for the breaker: measurements find failures.
             raise
         except StorageUnavailable as error:
             self.breaker.failed(str(error))
@@ -138,11 +138,11 @@ class WarehouseSource:
         return answer, completeness
 
     def prove(self, completeness: Completeness, requirement: Requirement, question: Question[A]) -> Proof:
-        """The proof that a completeness gives.
+        """What a completeness proves.
 
         Raises:
             Unproven: it does not meet the requirement.
-            RangeNotHeld: none of the range is kept any more.
+            RangeNotHeld: nothing of the range is kept any more.
         """
         as_of_us, needed = completeness.as_of_us, requirement.as_of_us
         if as_of_us is None:
@@ -160,10 +160,10 @@ class WarehouseSource:
             degraded.append(cut)
         return Proof(self.kind, self.name, as_of_us, completeness.complete_from_us, tuple(degraded))
 
-    def _give_up(self, thread: "Future[tuple[A, Completeness]]", cancellation: Cancellation) -> None:
-        """End a question; one that waits for a thread never begins. Returns at once."""
+    def _abandon(self, thread: "Future[tuple[A, Completeness]]", cancellation: Cancellation) -> None:
+        """End a question that nobody waits for any more; if it has no thread yet, it never begins. Returns at once."""
         if not thread.cancel():
-            # Blocks until the statement has ended, so in a thread; what it finds out nobody needs to know.
+            # In a thread, because it blocks until the statement has ended; whether that worked makes no difference.
             asyncio.get_running_loop().run_in_executor(None, cancellation.cancel)
 
     def _ended(self) -> None:
@@ -171,7 +171,7 @@ class WarehouseSource:
 
 
 def gaps(completeness: Completeness) -> list[Degradation]:
-    """That records of the log wait to be decoded, if any do."""
+    """The degradation that records of the log wait to be decoded; empty: none do."""
     if not completeness.incomplete:
         return []
     first = completeness.incomplete[0]
