@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from atlasco.telemetry.v1 import ingest_pb2
 from opentelemetry.trace import NoOpTracerProvider, Tracer
 
 from gateway.batch import Committer
 from gateway.decode import Received
-from gateway.room import Room
+from gateway.room import Bound, Room
 from runtime.metrics import Metrics
 from storage.commit import Writer
 from storage.errors import StorageError
@@ -236,3 +237,21 @@ class Lanes:
         """Take no more; see `run`."""
         for lane in self._lanes:
             lane.close()
+
+
+def throttle_message(lanes: Lanes, bound: Bound | None, retry_after_s: float) -> ingest_pb2.Throttle:
+    """Why a message waits for room in the lanes, as its client is told; `bound` is the one that keeps it waiting."""
+    throttle = ingest_pb2.Throttle(retry_after_ms=int(retry_after_s * 1000))
+    if (trouble := lanes.trouble) is not None:
+        throttle.limit = ingest_pb2.Throttle.LIMIT_STORAGE
+        throttle.text = "the database does not take writes at present"
+        log.debug("throttled by storage", extra={"problem": trouble})
+    elif bound is Bound.TENANT:
+        throttle.limit = ingest_pb2.Throttle.LIMIT_TENANT_QUEUE
+        throttle.limit_value = lanes.room.per_tenant
+        throttle.text = "readings of this tenant wait in the gateway"
+    else:
+        throttle.limit = ingest_pb2.Throttle.LIMIT_GATEWAY_QUEUE
+        throttle.limit_value = lanes.room.total
+        throttle.text = "readings of all tenants wait in the gateway"
+    return throttle

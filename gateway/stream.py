@@ -29,7 +29,7 @@ from gateway.acks import Acks, Outstanding
 from gateway.aliases import MAX_ALIAS, AliasProblem, AliasTable
 from gateway.config import GatewayConfig
 from gateway.decode import Received, count_readings, weight
-from gateway.lanes import Lanes
+from gateway.lanes import Lanes, throttle_message
 from gateway.room import Bound
 from gateway.slow_reader import ReaderWatch
 from gateway.status import Reason, Refusal, refusal_of, sequence_gap, stream_superseded
@@ -267,20 +267,7 @@ class DeviceStream:
             raise
 
     def _throttle(self, bound: Bound | None) -> None:
-        room = self._lanes.room
-        throttle = ingest_pb2.Throttle(retry_after_ms=int(self._config.throttle_after * 1000))
-        if (trouble := self._lanes.trouble) is not None:
-            throttle.limit = ingest_pb2.Throttle.LIMIT_STORAGE
-            throttle.text = "the database does not take writes at present"
-            log.debug("throttled by storage", extra={"problem": trouble})
-        elif bound is Bound.TENANT:
-            throttle.limit = ingest_pb2.Throttle.LIMIT_TENANT_QUEUE
-            throttle.limit_value = room.per_tenant
-            throttle.text = "readings of this tenant wait in the gateway"
-        else:
-            throttle.limit = ingest_pb2.Throttle.LIMIT_GATEWAY_QUEUE
-            throttle.limit_value = room.total
-            throttle.text = "readings of all tenants wait in the gateway"
+        throttle = throttle_message(self._lanes, bound, self._config.throttle_after)
         name = ingest_pb2.Throttle.Limit.Name(throttle.limit).removeprefix("LIMIT_")
         self._metrics.count("atlasco_throttles_sent", limit=name)
         # One at a time: a client that does not read must not pile them up here.
