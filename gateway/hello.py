@@ -41,6 +41,14 @@ def device_name(identity: Identity, named: str, field: str) -> str:
     return name
 
 
+def unregistered(device: str) -> str:
+    """Why a device that was named has no id, and gets none."""
+    return (
+        f"device {device!r} is not registered: the tenant does not register devices on first sight, "
+        "or the device of that name is being deleted, and then it can be registered anew soon"
+    )
+
+
 def check_hello(hello: ingest_pb2.Hello) -> None:
     """Check the bounds of a hello.
 

@@ -15,7 +15,7 @@ from gateway.aliases import AliasProblem, AliasTable, define
 from gateway.auth import Authenticator, Identity
 from gateway.batch import wall_clock_us
 from gateway.config import GatewayConfig
-from gateway.hello import Dictionaries, check_hello, device_name
+from gateway.hello import Dictionaries, check_hello, device_name, unregistered
 from gateway.lanes import Lanes
 from gateway.status import Reason, Refusal, abort, refusal_of, stream_superseded
 from gateway.stream import Context, DeviceStream
@@ -154,8 +154,7 @@ class IngestService:
             most_unconfirmed=most_unconfirmed(self._config),
         )
         if opened is None:
-            text = f"device {device!r} is not registered, and the tenant does not register devices on first sight"
-            raise Refusal(Reason.DEVICE_UNKNOWN, text)
+            raise Refusal(Reason.DEVICE_UNKNOWN, unregistered(device))
         stream = DeviceStream(
             context,
             tenant,

@@ -15,7 +15,7 @@ from gateway.auth import Identity
 from gateway.batch import Committer
 from gateway.config import GatewayConfig
 from gateway.decode import Received, count_readings, weight
-from gateway.hello import check_description, device_name
+from gateway.hello import check_description, device_name, unregistered
 from gateway.room import Room
 from gateway.status import Reason, Refusal, overloaded
 from storage.commit import UnaryRequest, Writer, request_digest
@@ -116,8 +116,7 @@ class UnaryWriter:
         for position, (device, name) in enumerate(zip(request.devices, named, strict=True)):
             entity_id = await self._registry.entity(tenant, name, device.entity_type, dict(device.labels))
             if entity_id is None:
-                text = f"device {name!r} is not registered, and the tenant does not register devices on first sight"
-                raise Refusal(Reason.DEVICE_UNKNOWN, text, field=f"devices[{position}].device_id")
+                raise Refusal(Reason.DEVICE_UNKNOWN, unregistered(name), field=f"devices[{position}].device_id")
             count, size = count_readings(device.readings), device.ByteSize()
             refused = None
             if count > self._config.max_readings_per_message:

@@ -90,6 +90,7 @@ class MaterializationStatus(_message.Message):
     backfilled: _builtins.float
     """Part of the back-fill that is done, 0 to 1."""
     rows: _builtins.int
+    """Of projections, an estimate; 0 for rollups."""
     problem: _builtins.str
     """Why it failed, for a person; empty in any other state."""
     def __init__(

@@ -47,7 +47,8 @@ HOW A STREAM ENDS. Status, ErrorInfo.reason (google.rpc.ErrorInfo, domain "telem
   INVALID_ARGUMENT    SEQUENCE_INVALID       sequence 0; a bug
   ABORTED             STREAM_SUPERSEDED      see rule 9; reconnect only after a long delay
   PERMISSION_DENIED   DEVICE_MISMATCH        a device named another device
-  PERMISSION_DENIED   DEVICE_UNKNOWN         the tenant does not register devices on first sight
+  PERMISSION_DENIED   DEVICE_UNKNOWN         the tenant does not register devices on first sight, or the device of that
+                                             name is being deleted: minutes later it is registered anew
   UNAUTHENTICATED     …                      the peer's identity is missing or malformed
   RESOURCE_EXHAUSTED  SLOW_READER            the client does not read its acks, behind which this status arrives once
                                              it does; reconnect with backoff

@@ -130,8 +130,8 @@ class AggregateFunction(_AggregateFunction, metaclass=_AggregateFunctionEnumType
     """What is computed of a bucket's readings.
 
     NaN counts as a reading: it is greater than every number for MIN, MAX and PERCENTILE, and SUM, MEAN and STDDEV of a
-    bucket that holds one are NaN. MIN, MAX, SUM, MEAN, STDDEV and PERCENTILE exist for DOUBLE and INT64 attributes;
-    the others for every type.
+    bucket that holds one are NaN; so are those of a bucket with a finite value of 1e140 or more, whose square overflows.
+    MIN, MAX, SUM, MEAN, STDDEV and PERCENTILE exist for DOUBLE and INT64 attributes; the others for every type.
     """
 
 AGGREGATE_FUNCTION_UNSPECIFIED: AggregateFunction.ValueType  # 0
@@ -423,7 +423,10 @@ class Plan(_message.Message):
     """The as_of that an answer needed."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanCandidate]:
-        """Every source considered, the cheapest for this question first."""
+        """Every source considered, the cheapest for this question first. Rollups and projections are among them only where
+        the question would otherwise go to the warehouse: elsewhere a database uses its own, if they answer the question and
+        are fresh enough, and Provenance.source says so.
+        """
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanStep]:
@@ -1260,7 +1263,8 @@ class FindEntitiesRequest(_message.Message):
     labels.…; an attribute that the tenant does not have is ATTRIBUTE_NOT_FOUND, one without latest values
     LATEST_NOT_KEPT.
 
-    A condition on a value or label that a device does not have is false, "!=" too; NOT makes it true.
+    A condition on a value or label that a device does not have is false, "!=" too; NOT makes it true. Of a value that
+    is NaN only "!=" and ":" are true.
 
       temperature > 80 AND status = "active" AND firmware starts with "2."
     """
