@@ -35,7 +35,8 @@ from gateway.query_requests import (
 from gateway.slow_reader import ReaderWatch
 from gateway.status import Refusal, abort, entity_not_found, refusal_of
 from router.clock import PrimaryClock
-from router.execute import Routed, Router
+from router.execute import Router
+from router.outcome import Routed
 from router.plan import Need
 from router.questions import Aggregates, AttributeList, EntityList, FindDevices, LatestValues, SeriesRange
 from runtime.metrics import Metrics

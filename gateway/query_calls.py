@@ -13,7 +13,8 @@ from gateway.query_freshness import need_of, tier_of
 from gateway.query_metrics import AnswerMetrics
 from gateway.query_spans import QuerySpan, RpcContext, query_span
 from gateway.status import Refusal
-from router.execute import Routed, Router
+from router.execute import Router
+from router.outcome import Routed
 from router.tiers import Question
 from runtime.metrics import Metrics
 

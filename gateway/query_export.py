@@ -18,7 +18,7 @@ from atlasco.telemetry.v1 import query_pb2
 
 from gateway.query_freshness import provenance
 from gateway.query_messages import series_message
-from router.execute import Routed
+from router.outcome import Routed
 from router.questions import SeriesRange
 from storage.read_model import SeriesPage, SeriesQuestion
 

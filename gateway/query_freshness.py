@@ -8,7 +8,7 @@ from atlasco.telemetry.v1 import query_pb2
 
 from gateway.status import Reason, field_invalid
 from router.clock import Instant
-from router.execute import Routed
+from router.outcome import Routed
 from router.plan import Need, Plan, SourceKind, Standing, Unplannable
 from router.tiers import DegradedReason
 

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from gateway.query_episodes import Episode
 from router.clock import PrimaryClock
-from router.execute import Attempt, FallbackBusy, Routed, Router
+from router.execute import Router
+from router.outcome import Attempt, FallbackBusy, Routed
 from router.plan import SourceKind, Standing
 from router.tiers import DegradedReason, RangeNotHeld, Unproven
 from runtime.metrics import Metrics
@@ -111,5 +112,5 @@ def report_sources(metrics: Metrics, router: Router, clock: PrimaryClock, fallba
         if found.kind is not SourceKind.PRIMARY:
             metrics.gauge("atlasco_source_staleness_seconds", lambda n=name: staleness_s(n), source=name)  # type: ignore[misc]
     metrics.gauge("atlasco_clock_uncertainty_seconds", uncertainty_s)
-    metrics.gauge("atlasco_fallback_queries", lambda: float(router.fallbacks))
+    metrics.gauge("atlasco_fallback_queries", lambda: float(router.fallbacks.running))
     metrics.gauge("atlasco_fallback_queries_limit", lambda: float(fallback_limit))

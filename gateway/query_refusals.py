@@ -11,7 +11,7 @@ from gateway.status import (
     field_invalid,
     latest_not_kept,
 )
-from router.execute import FallbackBusy, NoSource, RangeRetired
+from router.outcome import FallbackBusy, NoSource, RangeRetired
 from router.tiers import TokenUnknown
 from storage.aggregate_buckets import TimeZoneUnknown, TooManyPoints
 from storage.aggregate_model import AggregateTypeMismatch, SelectionTooLarge

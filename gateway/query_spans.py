@@ -15,7 +15,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from gateway.query_metrics import cause_of, source_name
-from router.execute import Routed
+from router.outcome import Routed
 
 RpcContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 

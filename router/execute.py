@@ -12,14 +12,17 @@ callers, not those who write.
 
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Generic, TypeVar
 
 from router.clock import Instant, PrimaryClock
 from router.database import DatabaseSource
+from router.fallbacks import Fallbacks
+from router.outcome import Attempt, FallbackBusy, NoSource, RangeRetired, Routed
 from router.plan import (
     Inquiry,
     Need,
@@ -57,69 +60,6 @@ _AHEAD = frozenset({SourceKind.ROLLUP, SourceKind.PROJECTION})
 _BEHIND_LOG = frozenset({SourceKind.WAREHOUSE, SourceKind.SPLIT})
 
 
-class NoSource(StorageError):
-    """No source is fresh enough; `reasons` says why by source."""
-
-    def __init__(self, reasons: dict[str, str]) -> None:
-        super().__init__("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
-        self.reasons = reasons
-
-
-class FallbackBusy(StorageError):
-    """As many questions of other sources run on the primary as may; try again in a moment."""
-
-    retriable = True
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} questions that belong to another source run on the primary, the most there may be")
-        self.limit = limit
-
-
-class RangeRetired(StorageError):
-    """No source holds any of the range any more."""
-
-    def __init__(self, complete_from_us: int) -> None:
-        super().__init__(f"the range ends before {complete_from_us} microseconds, from where readings are kept")
-        self.complete_from_us = complete_from_us
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A source that was asked. Microseconds."""
-
-    kind: SourceKind
-    name: str
-    start_us: int | None
-    end_us: int | None
-    # Proven by the data's own snapshot; None when the attempt failed.
-    as_of_us: int | None
-    failure: str
-    duration_us: int
-    # What `failure` is an error of, for those who count; None when the attempt did not fail.
-    cause: type[StorageError] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Routed(Generic[A]):
-    """An answer, what it is, and how it came about."""
-
-    answer: A
-    proof: Proof
-    plan: Plan
-    attempts: Sequence[Attempt]
-
-    @property
-    def staleness_us(self) -> int:
-        """How old the answer may be: the question's arrival minus as_of, with the uncertainty between the clocks.
-
-        0 for the primary: its snapshot was taken after the arrival.
-        """
-        arrival = self.plan.inquiry.arrival
-        if arrival is None or self.proof.kind is SourceKind.PRIMARY:
-            return 0
-        return max(0, arrival.latest_us - self.proof.as_of_us)
-
-
 class Router:
     """Finds a source for each question. Safe to share between tasks."""
 
@@ -138,8 +78,7 @@ class Router:
         self._warehouse = warehouse
         self._clock = clock
         self._policy = policy or Policy()
-        self._fallback_limit = fallback_limit
-        self._fallbacks = 0
+        self._fallbacks = Fallbacks(fallback_limit)
         self._turns = itertools.count()
 
     def standings(self) -> list[Standing]:
@@ -206,27 +145,9 @@ class Router:
         return self._policy
 
     @property
-    def fallbacks(self) -> int:
-        """Questions of other sources that run on the primary now."""
+    def fallbacks(self) -> Fallbacks:
+        """Questions of other sources on the primary."""
         return self._fallbacks
-
-    @contextmanager
-    def fallback(self, *, counts: bool) -> Iterator[None]:
-        """Run the block as one of the questions that the primary takes over; not counted unless `counts`.
-
-        Raises:
-            FallbackBusy: there are too many.
-        """
-        if not counts:
-            yield
-            return
-        if self._fallbacks >= self._fallback_limit:
-            raise FallbackBusy(self._fallback_limit)
-        self._fallbacks += 1
-        try:
-            yield
-        finally:
-            self._fallbacks -= 1
 
 
 class _Execution(Generic[A]):
@@ -274,34 +195,32 @@ class _Execution(Generic[A]):
         began = monotonic()
         needed = None if step.kind is SourceKind.PRIMARY else self._plan.inquiry.needed_as_of_us
         ahead = self._ahead_of_us()
-        requirement = Requirement(self._need, needed, step.stale, whole_range, ahead)
+        requirement = Requirement(self._need, needed, stale=step.stale, whole_range=whole_range, needed_as_of_us=ahead)
         try:
             answer, proof, attempts = await self._ask(step, requirement)
         except (Unproven, StorageUnavailable, TransactionConflict, FallbackBusy) as error:
             self._failures.append((step, error))
             self._attempts.append(self._attempt(step.kind, step.name, began, error=error))
             return None
-        self._attempts += attempts or [self._attempt(proof.kind, proof.name, began, as_of_us=proof.as_of_us)]
+        self._attempts += attempts
         return Routed(answer, self._marked(proof), self._plan, self._attempts)
 
     async def _ask(self, step: Step, requirement: Requirement) -> tuple[A, Proof, list[Attempt]]:
-        question = self._question
+        question, began = self._question, monotonic()
         match step.kind:
-            case SourceKind.WAREHOUSE:
-                answer, proof = await self._from_warehouse(requirement)
             case SourceKind.SPLIT:
                 return await self._split(requirement)
+            case SourceKind.WAREHOUSE:
+                answer, proof = await self._from_warehouse(requirement)
             case SourceKind.ROLLUP:
                 asked = replace(requirement, only_ahead=True)
-                answer, proof = await self._router.database(step.host).answer(
-                    self._tenant, question, asked, self._left_s()
-                )
+                database = self._router.database(step.host)
+                answer, proof = await database.answer(self._tenant, question, asked, self._left_s())
             case _:
-                with self._router.fallback(counts=step.fallback):
-                    answer, proof = await self._router.database(step.name).answer(
-                        self._tenant, question, requirement, self._left_s()
-                    )
-        return answer, proof, []
+                database = self._router.database(step.name)
+                with self._router.fallbacks.admitted() if step.fallback else nullcontext():
+                    answer, proof = await database.answer(self._tenant, question, requirement, self._left_s())
+        return answer, proof, [self._attempt(proof.kind, proof.name, began, as_of_us=proof.as_of_us)]
 
     async def _from_warehouse(self, requirement: Requirement) -> tuple[A, Proof]:
         warehouse, question = self._router.warehouse, self._question
@@ -318,7 +237,7 @@ class _Execution(Generic[A]):
                 degraded = database.prove_freshness(session.snapshot, asked)
                 return await question.resolved(session), session.snapshot.as_of_us, degraded
 
-            with self._router.fallback(counts=self._is_taken_over(database)):
+            with self._admitted(database):
                 return await database.within(self._tenant, resolve, self._left_s())
 
         (resolved, as_of_us, degraded), _ = await self._from_some_database(requirement, look_up)
@@ -331,9 +250,7 @@ class _Execution(Generic[A]):
         assert warehouse is not None
 
         async def read(database: DatabaseSource, asked: Requirement) -> Newer[A]:
-            def admit(begins_us: int) -> AbstractContextManager[None]:
-                return self._router.fallback(counts=self._is_taken_over(database, begins_us))
-
+            admit = partial(self._admitted, database)
             return await read_newer(database, self._tenant, question, asked, self._left_s(), admit)
 
         began = monotonic()
@@ -364,7 +281,13 @@ class _Execution(Generic[A]):
                 self._attempts.append(self._attempt(database.kind, database.name, began, error=error))
         raise AssertionError("the primary is always among the databases")
 
-    def _is_taken_over(self, database: DatabaseSource, newer_from_us: int | None = None) -> bool:
+    def _admitted(self, database: DatabaseSource, newer_from_us: int | None = None) -> AbstractContextManager[None]:
+        """For the work of `_is_taken_over`: as one of the fallbacks, if it is one."""
+        if self._is_taken_over(database, newer_from_us):
+            return self._router.fallbacks.admitted()
+        return nullcontext()
+
+    def _is_taken_over(self, database: DatabaseSource, newer_from_us: int | None) -> bool:
         """Whether what `database` does for a question of the warehouse is another source's, that fell to the primary.
 
         Where there are replicas, all of it is theirs. Where there are none, the primary looks up names and reads the

@@ -19,7 +19,7 @@ from gateway.query_episodes import WINDOW_S, Episode
 from gateway.query_freshness import TierBounds, tier_of
 from gateway.query_metrics import AnswerMetrics, cause_of
 from router.clock import Instant
-from router.execute import Attempt, FallbackBusy, Routed
+from router.outcome import Attempt, FallbackBusy, Routed
 from router.plan import Inquiry, Need, Plan, Shape, SourceKind, Standing, Verdict
 from router.tiers import Degradation, DegradedReason, Proof, RangeNotHeld, Unproven
 from runtime.metric_definitions import DEFINITIONS

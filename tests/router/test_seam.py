@@ -10,7 +10,8 @@ import pytest
 
 from router.clock import PrimaryClock
 from router.database import DatabaseSource
-from router.execute import Routed, Router
+from router.execute import Router
+from router.outcome import Routed
 from router.plan import Need, SourceKind
 from router.questions import Aggregates, SeriesRange, join_pages
 from router.tiers import DegradedReason

@@ -10,7 +10,8 @@ import pytest
 
 from router.breaker import FAILURES
 from router.clock import PrimaryClock
-from router.execute import FallbackBusy, NoSource, RangeRetired, Router
+from router.execute import Router
+from router.outcome import FallbackBusy, NoSource, RangeRetired
 from router.plan import Need, Shape, SourceKind
 from router.questions import Aggregates, SeriesRange
 from router.tiers import DegradedReason, Question, Requirement
