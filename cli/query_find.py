@@ -11,7 +11,7 @@ from atlasco.telemetry.v1 import query_pb2
 from cli.query_arguments import BadArgument, add_question, take_relative_times
 from cli.query_gateway import LIST_PAGE, Gateway
 from cli.query_print import Row
-from cli.query_times import parse_time, time_text
+from cli.times import parse_time, time_text
 
 _BUCKET = re.compile(r"([0-9]*)(s|m|h|d|w|mo)")
 _UNITS = {

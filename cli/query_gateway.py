@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from cli.query_arguments import BadArgument, freshness_of
-from cli.query_times import time_text
+from cli.times import time_text
 from gateway.auth import encode_name
 
 LIST_PAGE = 1_000

@@ -10,7 +10,7 @@ from atlasco.telemetry.v1 import common_pb2, query_pb2
 from cli.query_arguments import BadArgument, add_question, limit_of, take_relative_times
 from cli.query_gateway import LIST_PAGE, Gateway, source_name
 from cli.query_print import Row
-from cli.query_times import parse_time, time_text
+from cli.times import ABSOLUTE, parse_time, time_text
 
 PAGE = 10_000
 BATCH_DEVICES = 1_000
@@ -61,7 +61,7 @@ def add_freshness(questions: Any) -> None:
 def _add_range(series: argparse.ArgumentParser) -> None:
     series.add_argument("devices", nargs="+", metavar="DEVICE")
     series.add_argument("--attribute", action="append", required=True, metavar="NAME", help="repeatable")
-    when = "ISO 8601 (UTC unless it says otherwise), `now`, or relative to now: -90s, -15m, -1h, -7d, -2w"
+    when = f"{ABSOLUTE}; `now`; or relative to now: -90s, -15m, -1h, -7d, -2w"
     series.add_argument("--start", required=True, metavar="TIME", help=f"from here on; {when}")
     series.add_argument("--end", default="now", metavar="TIME", help="up to here, exclusive (default: now)")
     series.add_argument("--descending", action="store_true", help="newest first")

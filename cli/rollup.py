@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from datetime import datetime
 
 from cli.migrate import OwnerConfig, reporting_errors
 from cli.projection import add_listing, connected, print_entries, status_cells
+from cli.times import ABSOLUTE, moment
 from runtime.admin import AdminConfig, AdminServer
 from runtime.config import ConfigError, add_settings, load_settings
 from runtime.logs import LogConfig, configure_logs
@@ -60,9 +60,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     create.add_argument(
         "--from",
         dest="since",
-        type=_moment,
+        type=moment,
         metavar="TIME",
-        help="fill from here on, ISO 8601 (default: everything kept)",
+        help=f"fill from here on; {ABSOLUTE} (default: everything kept)",
     )
     add_settings(create, OwnerConfig)
     create.set_defaults(run=reporting_errors(_create))
@@ -106,14 +106,6 @@ def run(arguments: argparse.Namespace) -> int:
         return run_process(main, metrics=metrics)
     finally:
         metrics.close()
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2026-01-31T12:00:00Z") from error
-    return moment if moment.tzinfo else moment.astimezone()
 
 
 async def _create(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 from cli.migrate import OwnerConfig, reporting_errors, say
+from cli.times import ABSOLUTE, moment
 from runtime.config import add_settings, duration, load_settings
 from storage.administration import Administration, TenantRow, TenantSettings
 from storage.model import ValueType
@@ -150,7 +151,7 @@ def _add_quarantine(commands: _Parsers) -> None:
     release.description = RELEASE
     release.formatter_class = argparse.RawDescriptionHelpFormatter
     release.add_argument("tenant", metavar="NAME")
-    release.add_argument("--before", type=_moment, metavar="TIME", help="received before this time (ISO 8601)")
+    release.add_argument("--before", type=moment, metavar="TIME", help=f"received before this time; {ABSOLUTE}")
     release.add_argument("--device", metavar="DEVICE", help="only of this device")
     release.add_argument("--attribute", metavar="ATTRIBUTE", help="only of this attribute")
     release.add_argument("--limit", type=_count, metavar="N", help="at most so many, those received first")
@@ -190,14 +191,6 @@ def _duration(text: str) -> float:
         return duration(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not {duration.allowed}") from error
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: use ISO 8601 (2026-01-31T12:00:00Z)") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _count(text: str) -> int:

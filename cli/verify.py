@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cli.migrate import reporting_errors
+from cli.times import ABSOLUTE, microseconds, moment
 from runtime.config import add_settings, load_settings
 from storage.kafka import KafkaConfig
 from storage.verify import HourAudit, Primary, Store, VerifyResult, WarehouseStore, by_tenant, verify
@@ -55,10 +56,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--tenant", metavar="NAME", help="one tenant instead of all")
-    parser.add_argument(
-        "--from", dest="start", type=_time, metavar="TIME", help="ISO 8601, UTC unless it says otherwise"
-    )
-    parser.add_argument("--to", dest="end", type=_time, metavar="TIME", help="end of the range, exclusive")
+    parser.add_argument("--from", dest="start", type=moment, metavar="TIME", help=f"from here on; {ABSOLUTE}")
+    parser.add_argument("--to", dest="end", type=moment, metavar="TIME", help=f"up to here, exclusive; {ABSOLUTE}")
     parser.add_argument("--log", action="store_true", help="compare the log too, which is read from its beginning")
     parser.add_argument("--no-warehouse", action="store_true", help="with --log: leave the warehouse out")
     parser.add_argument(
@@ -68,12 +67,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_settings(parser, WarehouseConfig)
     add_settings(parser, KafkaConfig)
     parser.set_defaults(run=reporting_errors(_verify))
-
-
-def _time(text: str) -> int:
-    moment = datetime.fromisoformat(text)
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-    return int(moment.timestamp() * 1_000_000)
 
 
 async def _verify(arguments: argparse.Namespace) -> int:
@@ -133,8 +126,8 @@ def _compare(arguments: argparse.Namespace, primary: Primary, store: Store) -> b
         primary,
         store,
         tenant=arguments.tenant,
-        from_us=arguments.start,
-        to_us=arguments.end,
+        from_us=None if arguments.start is None else microseconds(arguments.start),
+        to_us=None if arguments.end is None else microseconds(arguments.end),
         patience_s=arguments.patience,
         report=report,
     )

@@ -14,8 +14,6 @@ import pytest
 from atlasco.telemetry.v1 import common_pb2, query_pb2, query_pb2_grpc
 
 from cli import query
-from cli.query_arguments import BadArgument
-from cli.query_times import parse_time
 from embedded.ports import free_port
 from gateway.status import Refusal, attribute_not_found, storage_unavailable, to_status
 
@@ -196,27 +194,3 @@ def test_bad_arguments_name_the_flag(
     ):
         assert run(*arguments) == 2, arguments
         assert flag in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "offset_s"),
-    [
-        ("now", 0),
-        ("-90s", -90),
-        ("-1h", -3600),
-        ("now-2d", -2 * 86400),
-        ("+1w", 7 * 86400),
-        ("2026-01-01", 0),
-        ("2026-01-01T00:00:01Z", 1),
-        ("2026-01-01T01:00:00+01:00", 0),
-        ("2026-01-01 00:00:00.5", 0.5),
-    ],
-)
-def test_times(text: str, offset_s: float) -> None:
-    assert parse_time(text, NOW_US, "--start") == NOW_US + offset_s * 1e6
-
-
-@pytest.mark.parametrize("text", ["", "1h", "-1", "-1y", "tomorrow", "2026-13-01"])
-def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(BadArgument, match="--start"):
-        parse_time(text, NOW_US, "--start")
