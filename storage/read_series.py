@@ -44,11 +44,19 @@ _SQL_TYPES: Mapping[ValueType, LiteralString] = {
 async def read_page(
     session: ReadSession, question: SeriesQuestion, page_size: int, after: Position | None
 ) -> SeriesPage:
-    """The readings that follow `after`, at most `page_size`; see `TelemetryReads.series`.
+    """The readings of a question that follow `after`, from the first on when None; at most `page_size` of them.
+
+    They come series by series, by the ids of device and attribute, and by time within a series; where the question is
+    descending, all of that the other way round. A series may go on in the next page. With `limit_per_series` each
+    series ends after so many readings, counted over all of its pages: `after` says how many there were, so it is of use
+    for its own question only. A page ends early with the text that passes MAX_TEXT_BYTES.
+
+    What lies before the tenant's retention is left out, even while it is still stored. Each page is of its session's
+    snapshot: a reading that is written meanwhile before the place that paging has come to is in no page.
 
     Raises:
         EntityNotFound, AttributeNotFound: the tenant does not have one of them.
-        EntityReplaced: see there.
+        EntityReplaced: the device of `after` was deleted, and another one has its name.
     """
     entities = await entity_ids(session, question.entities)
     for name in question.entities:

@@ -1,6 +1,7 @@
-"""Reads of telemetry for services: latest values, series, devices, attributes.
+"""Reads of telemetry for services: latest values, devices, attributes; series are in `storage.read_series`.
 
-Every answer comes from one snapshot and says as of when it is. What lies before the tenant's retention is not shown,
+Each takes a session (`storage.read_session`), which bounds its time and says what else may go wrong. Every answer comes
+from one snapshot and says as of when it is. What lies before the tenant's retention is not shown,
 even while it is still stored. A tenant that never wrote has no devices and no attributes.
 """
 
@@ -13,7 +14,6 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from storage.binary import Int4Array
-from storage.database import Pool
 from storage.model import ValueType
 from storage.read_model import (
     MAX_LATEST_VALUES,
@@ -25,70 +25,14 @@ from storage.read_model import (
     EntityPage,
     LatestAnswer,
     LatestNotKept,
-    Position,
     Reading,
     Scalar,
-    SeriesPage,
-    SeriesQuestion,
 )
-from storage.read_series import attributes_by_name, read_page
-from storage.read_session import ReadSession, read_session
-from storage.read_tenants import TenantDirectory
+from storage.read_series import attributes_by_name
+from storage.read_session import ReadSession
 from storage.statements import statements
 
 _ATTRIBUTE: Final = attrgetter("attribute")
-
-
-class TelemetryReads:
-    """Reads on a pool of the query role. Safe to share between tasks; holds nothing between calls.
-
-    Every method takes the tenant's name and `timeout_s`, the seconds it may take in all, the wait for a connection
-    included. Common errors: QueryCanceled when the time is over (the statement is then cancelled in the database
-    too), StorageUnavailable when the database cannot be reached, StorageBusy when no connection became free. When the
-    caller is cancelled, so is the statement, before the connection goes back to the pool.
-
-    The functions of this module do the same within a session that is open already.
-    """
-
-    def __init__(self, pool: Pool, tenants: TenantDirectory) -> None:
-        self._pool = pool
-        self._tenants = tenants
-
-    async def latest(
-        self, tenant: str, entities: Sequence[str], attributes: Sequence[str], *, timeout_s: float
-    ) -> LatestAnswer:
-        """See `read_latest`."""
-        async with read_session(self._pool, self._tenants, tenant, timeout_s) as session:
-            return await read_latest(session, entities, attributes)
-
-    async def series(
-        self, tenant: str, question: SeriesQuestion, *, page_size: int, after: Position | None, timeout_s: float
-    ) -> SeriesPage:
-        """See `storage.read_series.read_page`."""
-        async with read_session(self._pool, self._tenants, tenant, timeout_s) as session:
-            return await read_page(session, question, page_size, after)
-
-    async def entities(
-        self,
-        tenant: str,
-        *,
-        page_size: int,
-        timeout_s: float,
-        entity_type: str = "",
-        labels: Mapping[str, str] | None = None,
-        only: str | None = None,
-        after: str = "",
-    ) -> EntityPage:
-        """See `read_entities`."""
-        async with read_session(self._pool, self._tenants, tenant, timeout_s) as session:
-            return await read_entities(
-                session, page_size=page_size, entity_type=entity_type, labels=labels, only=only, after=after
-            )
-
-    async def attributes(self, tenant: str, *, page_size: int, timeout_s: float, after: str = "") -> AttributePage:
-        """See `read_attributes`."""
-        async with read_session(self._pool, self._tenants, tenant, timeout_s) as session:
-            return await read_attributes(session, page_size=page_size, after=after)
 
 
 async def read_latest(session: ReadSession, entities: Sequence[str], attributes: Sequence[str]) -> LatestAnswer:

@@ -7,6 +7,7 @@ import select
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any
 
@@ -22,17 +23,21 @@ from storage.model import ValueType
 from storage.read_model import (
     AnswerTooLarge,
     AttributeNotFound,
+    AttributePage,
     EntityNotFound,
+    EntityPage,
+    LatestAnswer,
     LatestNotKept,
     Position,
+    SeriesPage,
     SeriesPart,
     SeriesQuestion,
 )
-from storage.read_series import page_statement
-from storage.read_session import read_session
+from storage.read_series import page_statement, read_page
+from storage.read_session import ReadSession, read_session
 from storage.read_tenants import TenantDirectory
 from storage.read_wire import Timestamp
-from storage.reads import TelemetryReads
+from storage.reads import read_attributes, read_entities, read_latest
 from storage.statements import statements
 from tests.gateway.faulty_link import FaultyLink
 from tests.storage.reads_database import (
@@ -46,6 +51,36 @@ from tests.storage.reads_database import (
 )
 
 SOON_S = 20.0
+
+
+class Reads:
+    """Each question in a session of its own, which has `timeout_s` for it."""
+
+    def __init__(self, pool: Pool, tenants: TenantDirectory, timeout_s: float = SOON_S) -> None:
+        self._pool = pool
+        self._tenants = tenants
+        self._timeout_s = timeout_s
+
+    def _session(self, tenant: str) -> AbstractAsyncContextManager[ReadSession]:
+        return read_session(self._pool, self._tenants, tenant, self._timeout_s)
+
+    async def latest(self, tenant: str, entities: list[str], attributes: list[str]) -> LatestAnswer:
+        async with self._session(tenant) as session:
+            return await read_latest(session, entities, attributes)
+
+    async def series(
+        self, tenant: str, question: SeriesQuestion, *, page_size: int, after: Position | None
+    ) -> SeriesPage:
+        async with self._session(tenant) as session:
+            return await read_page(session, question, page_size, after)
+
+    async def entities(self, tenant: str, **asked: Any) -> EntityPage:
+        async with self._session(tenant) as session:
+            return await read_entities(session, **asked)
+
+    async def attributes(self, tenant: str, **asked: Any) -> AttributePage:
+        async with self._session(tenant) as session:
+            return await read_attributes(session, **asked)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +101,8 @@ async def directory() -> TenantDirectory:
 
 
 @pytest.fixture
-def reads(pool: Pool, directory: TenantDirectory) -> TelemetryReads:
-    return TelemetryReads(pool, directory)
+def reads(pool: Pool, directory: TenantDirectory) -> Reads:
+    return Reads(pool, directory)
 
 
 @pytest.fixture
@@ -109,12 +144,12 @@ def expected_rows(known: Known, question: SeriesQuestion, tenant: str = "acme") 
 
 
 async def all_pages(
-    reads: TelemetryReads, question: SeriesQuestion, page_size: int, tenant: str = "acme"
+    reads: Reads, question: SeriesQuestion, page_size: int, tenant: str = "acme"
 ) -> list[list[tuple[str, str, int, Any, int]]]:
     pages = []
     after: Position | None = None
     while True:
-        page = await reads.series(tenant, question, page_size=page_size, after=after, timeout_s=SOON_S)
+        page = await reads.series(tenant, question, page_size=page_size, after=after)
         pages.append(rows_of(list(page.parts)))
         after = page.last
         if after is None:
@@ -122,7 +157,7 @@ async def all_pages(
 
 
 @pytest.mark.parametrize("seed", range(24))
-async def test_random_questions_get_what_is_stored(known: Known, reads: TelemetryReads, seed: int) -> None:
+async def test_random_questions_get_what_is_stored(known: Known, reads: Reads, seed: int) -> None:
     random = np.random.default_rng(seed)
 
     def some(names: list[str]) -> list[str]:
@@ -154,9 +189,9 @@ async def test_random_questions_get_what_is_stored(known: Known, reads: Telemetr
     assert pages[-1] or not expected
 
 
-async def test_latest_values_are_the_newest_readings(known: Known, reads: TelemetryReads) -> None:
+async def test_latest_values_are_the_newest_readings(known: Known, reads: Reads) -> None:
     names = known.names("acme")
-    answer = await reads.latest("acme", [names[3], "ghost", names[0]], [], timeout_s=SOON_S)
+    answer = await reads.latest("acme", [names[3], "ghost", names[0]], [])
     assert list(answer.entities) == [names[3], names[0]]
     assert answer.missing == ["ghost"]
     for name, readings in answer.entities.items():
@@ -171,41 +206,37 @@ async def test_latest_values_are_the_newest_readings(known: Known, reads: Teleme
             time_us, (value, _) = expected[reading.attribute]
             assert reading.time_us == time_us
             assert same(reading.value, value)
-    one = await reads.latest("acme", [names[0]], ["attribute-2"], timeout_s=SOON_S)
+    one = await reads.latest("acme", [names[0]], ["attribute-2"])
     everything = answer.entities[names[0]]
     assert [*one.entities[names[0]]] == [r for r in everything if r.attribute == "attribute-2"]
 
 
-async def test_as_of_is_the_servers_clock_before_the_snapshot(
-    reads: TelemetryReads, owner: psycopg.Connection[Any]
-) -> None:
+async def test_as_of_is_the_servers_clock_before_the_snapshot(reads: Reads, owner: psycopg.Connection[Any]) -> None:
     def clock() -> int:
         row = owner.execute("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").fetchone()
         assert row is not None
         return int(row[0])
 
     before = clock()
-    answer = await reads.entities("acme", page_size=1, timeout_s=SOON_S)
+    answer = await reads.entities("acme", page_size=1)
     assert before <= answer.as_of_us <= clock()
 
 
-async def test_attributes_without_latest_value(
-    known: Known, reads: TelemetryReads, owner: psycopg.Connection[Any]
-) -> None:
+async def test_attributes_without_latest_value(known: Known, reads: Reads, owner: psycopg.Connection[Any]) -> None:
     entity = known.names("acme")[0]
     register_attribute(owner, known, "acme", "zz-history-only", "double", keeps_latest=False)
     store(owner, known, "acme", entity, "zz-history-only", {known.now_us: (1.5, 0)})
     with pytest.raises(LatestNotKept) as caught:
-        await reads.latest("acme", [entity], ["zz-history-only"], timeout_s=SOON_S)
+        await reads.latest("acme", [entity], ["zz-history-only"])
     assert caught.value.name == "zz-history-only"
-    answer = await reads.latest("acme", [entity], [], timeout_s=SOON_S)
+    answer = await reads.latest("acme", [entity], [])
     assert "zz-history-only" not in [r.attribute for r in answer.entities[entity]]
 
 
-async def test_what_is_not_there_is_named(known: Known, reads: TelemetryReads) -> None:
+async def test_what_is_not_there_is_named(known: Known, reads: Reads) -> None:
     entity, attribute = known.names("acme")[0], known.names("acme", "attributes")[0]
     with pytest.raises(AttributeNotFound) as no_attribute:
-        await reads.latest("acme", [entity], [attribute, "nope"], timeout_s=SOON_S)
+        await reads.latest("acme", [entity], [attribute, "nope"])
     assert no_attribute.value.name == "nope"
     for entities, attributes, error in (
         ([entity, "ghost"], [attribute], EntityNotFound),
@@ -215,29 +246,27 @@ async def test_what_is_not_there_is_named(known: Known, reads: TelemetryReads) -
             await all_pages(reads, SeriesQuestion(entities, attributes, 1, known.now_us), 10)
 
 
-async def test_a_tenant_that_never_wrote_has_nothing(known: Known, reads: TelemetryReads) -> None:
-    assert not (await reads.entities("nobody", page_size=10, timeout_s=SOON_S)).entities
-    assert not (await reads.attributes("nobody", page_size=10, timeout_s=SOON_S)).attributes
-    assert (await reads.latest("nobody", ["device-1"], [], timeout_s=SOON_S)).missing == ["device-1"]
+async def test_a_tenant_that_never_wrote_has_nothing(known: Known, reads: Reads) -> None:
+    assert not (await reads.entities("nobody", page_size=10)).entities
+    assert not (await reads.attributes("nobody", page_size=10)).attributes
+    assert (await reads.latest("nobody", ["device-1"], [])).missing == ["device-1"]
     with pytest.raises(EntityNotFound):
         await all_pages(reads, SeriesQuestion(["device-1"], ["attribute-0"], 1, known.now_us), 10, "nobody")
 
 
-async def test_tenants_see_their_own_readings(known: Known, reads: TelemetryReads) -> None:
+async def test_tenants_see_their_own_readings(known: Known, reads: Reads) -> None:
     question = SeriesQuestion(["device-1", "device-2"], ["attribute-0", "attribute-1"], 1, known.now_us)
     for tenant in ("acme", "rival"):
         rows = [row for page in await all_pages(reads, question, 1000, tenant) for row in page]
         assert [r[:3] for r in rows] == [r[:3] for r in expected_rows(known, question, tenant)]
 
 
-async def test_entities_by_type_and_label_in_pages(known: Known, reads: TelemetryReads) -> None:
+async def test_entities_by_type_and_label_in_pages(known: Known, reads: Reads) -> None:
     for kind, labels in (("", {}), ("pump", {}), ("", {"site": "s1"}), ("fan", {"site": "s2", "line": "south"})):
         found: list[str] = []
         after: str | None = ""
         while after is not None:
-            page = await reads.entities(
-                "acme", entity_type=kind, labels=labels, page_size=2, after=after, timeout_s=SOON_S
-            )
+            page = await reads.entities("acme", entity_type=kind, labels=labels, page_size=2, after=after)
             found += [e.name for e in page.entities]
             after = page.last
         assert found == sorted(
@@ -245,23 +274,21 @@ async def test_entities_by_type_and_label_in_pages(known: Known, reads: Telemetr
             for (tenant, name), (its_kind, its_labels) in known.entities.items()
             if tenant == "acme" and kind in ("", its_kind) and labels.items() <= its_labels.items()
         )
-    only = await reads.entities("acme", only="device-3", page_size=10, timeout_s=SOON_S)
+    only = await reads.entities("acme", only="device-3", page_size=10)
     assert [e.name for e in only.entities] == ["device-3"]
 
 
-async def test_attributes_in_pages(known: Known, reads: TelemetryReads) -> None:
-    first = await reads.attributes("rival", page_size=5, timeout_s=SOON_S)
+async def test_attributes_in_pages(known: Known, reads: Reads) -> None:
+    first = await reads.attributes("rival", page_size=5)
     assert first.last is not None
-    second = await reads.attributes("rival", page_size=5, after=first.last, timeout_s=SOON_S)
+    second = await reads.attributes("rival", page_size=5, after=first.last)
     assert second.last is None
     assert {a.name: str(a.type) for a in (*first.attributes, *second.attributes)} == {
         name: kind for (tenant, name), kind in known.attributes.items() if tenant == "rival"
     }
 
 
-async def test_a_page_of_long_texts_ends_by_bytes(
-    known: Known, reads: TelemetryReads, owner: psycopg.Connection[Any]
-) -> None:
+async def test_a_page_of_long_texts_ends_by_bytes(known: Known, reads: Reads, owner: psycopg.Connection[Any]) -> None:
     register_entity(owner, known, "acme", "talker")
     register_attribute(owner, known, "acme", "zz-speech", "text")
     start = known.now_us - HOUR_US
@@ -273,15 +300,13 @@ async def test_a_page_of_long_texts_ends_by_bytes(
         assert [r for page in pages for r in page] == expected_rows(known, question)
 
 
-async def test_latest_values_that_fit_no_message(
-    known: Known, reads: TelemetryReads, owner: psycopg.Connection[Any]
-) -> None:
+async def test_latest_values_that_fit_no_message(known: Known, reads: Reads, owner: psycopg.Connection[Any]) -> None:
     register_attribute(owner, known, "acme", "zz-essay", "text")
     for number in range(3):
         register_entity(owner, known, "acme", f"writer-{number}")
         store(owner, known, "acme", f"writer-{number}", "zz-essay", {known.now_us: ("x" * 1_000_000, 0)})
     with pytest.raises(AnswerTooLarge):
-        await reads.latest("acme", [f"writer-{n}" for n in range(3)], ["zz-essay"], timeout_s=SOON_S)
+        await reads.latest("acme", [f"writer-{n}" for n in range(3)], ["zz-essay"])
 
 
 def plan(owner: psycopg.Connection[Any], known: Known, days: float, *types: ValueType, descending: bool = False) -> str:
@@ -423,7 +448,7 @@ async def test_an_idle_connection_that_said_something_is_asked_nothing(
 async def test_no_free_connection_is_busy_not_slow(known: Known, pool: Pool, directory: TenantDirectory) -> None:
     async with pool.connection(), pool.connection():
         with pytest.raises(StorageUnavailable):
-            await TelemetryReads(pool, directory).entities("acme", page_size=1, timeout_s=0.2)
+            await Reads(pool, directory, timeout_s=0.2).entities("acme", page_size=1)
     await assert_pool_is_whole(pool, directory)
 
 
@@ -456,7 +481,7 @@ def assert_nothing_runs(owner: psycopg.Connection[Any]) -> None:
 
 
 async def assert_pool_is_whole(pool: Pool, directory: TenantDirectory) -> None:
-    reads = TelemetryReads(pool, directory)
-    results = await asyncio.gather(*(reads.entities("acme", page_size=1, timeout_s=SOON_S) for _ in range(6)))
+    reads = Reads(pool, directory)
+    results = await asyncio.gather(*(reads.entities("acme", page_size=1) for _ in range(6)))
     assert all(result.entities for result in results)
     assert pool.get_stats()["pool_available"] >= 1
