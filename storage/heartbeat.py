@@ -22,13 +22,10 @@ _SQL = statements("heartbeat.sql")
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a beat brought. `clock_us` is the primary's clock, read after the request was sent and before the answer
-    was; `beaten` is False when another gateway had done it.
-    """
+    """What a beat brought. `clock_us`: the primary's clock, read between the request and the answer."""
 
     clock_us: int
     database_id: UUID
-    beaten: bool
 
 
 async def beat(connection: Connection, interval_s: float) -> Beat:

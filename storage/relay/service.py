@@ -97,11 +97,6 @@ class Relay:
         self._renewed = False
         self._publisher: Publisher | None = None
 
-    @property
-    def lanes_held(self) -> tuple[int, ...]:
-        """The lanes that run here."""
-        return tuple(sorted(self._running))
-
     async def database_ready(self) -> str | None:
         """For /readyz: why the leases could not be renewed; None when they could."""
         return None if self._renewed else "the database does not renew the leases"

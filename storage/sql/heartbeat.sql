@@ -2,7 +2,7 @@
 
 -- name: beat
 -- Autocommit: the beat is worth something only once it is committed.
-SELECT clock, database, beaten FROM beat(%(interval)s)
+SELECT clock, database FROM beat(%(interval)s)
 
 -- name: last_beat
 -- On a replica: everything committed before this moment of the primary's clock can be read here. NULL when the row is

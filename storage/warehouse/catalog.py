@@ -58,14 +58,6 @@ class NewFile:
     statistics: FileStatistics
 
 
-@dataclass(frozen=True, slots=True)
-class LockedState:
-    """A partition's state as the transaction that locked it sees it."""
-
-    state: LoadState
-    snapshot_through_us: int | None
-
-
 class Catalog:
     """Connections to the catalog's database, a few, checked before use."""
 

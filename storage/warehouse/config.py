@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.config import REQUIRED, byte_size, choice, duration, optional_path, positive_int, setting
-from storage.warehouse.local import LocalLimits, LocalWarehouse
+from storage.warehouse.local import LocalWarehouse
+from storage.warehouse.local_limits import LocalLimits
 from storage.warehouse.port import Warehouse
 from storage.warehouse.steps import AtStep, no_step
 

@@ -13,7 +13,6 @@ replaced meanwhile stay for the grace period.
 
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, LiteralString
@@ -27,6 +26,7 @@ from storage.warehouse.cancellation import Cancellation
 from storage.warehouse.catalog import SQL, Catalog, CataloguedFile, NewFile
 from storage.warehouse.columns import SCHEMAS
 from storage.warehouse.folder import WarehouseFolder
+from storage.warehouse.local_limits import LocalLimits
 from storage.warehouse.local_rebuild import LocalRebuild
 from storage.warehouse.port import (
     EVERYTHING,
@@ -49,23 +49,6 @@ from storage.warehouse.steps import AtStep, no_step
 from storage.warehouse.tables import distinct, file_name, tables_of
 
 _ATTEMPTS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class LocalLimits:
-    """Bounds of a local warehouse. Times in seconds."""
-
-    # Longer than the longest query: files that were replaced are deleted after it.
-    grace_s: float = 3600.0
-    # Compaction aims at files of this size.
-    file_bytes: int = 128 * 1024 * 1024
-    # How long change records are remembered. The relay sends again only what the outbox still has, and that is
-    # retired once it is loaded: two weeks is far longer than both.
-    batch_memory_s: float = 14 * 86400.0
-    query_threads: int = 2
-    query_memory_bytes: int = 1024 * 1024 * 1024
-    # How long a step waits for a connection to the catalog before it fails, to be tried again.
-    catalog_timeout_s: float = 10.0
 
 
 class LocalWarehouse:

@@ -10,7 +10,6 @@ for an older correction may still arrive and must lose to them.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import duckdb
 
@@ -20,17 +19,15 @@ from storage.warehouse.catalog import SQL, Catalog, CataloguedFile, NewFile
 from storage.warehouse.columns import GONE, KEY, SCHEMAS, UNIQUE_KEYS, base_kind, delta_kind
 from storage.warehouse.compaction import plan_merges
 from storage.warehouse.folder import WarehouseFolder
+from storage.warehouse.local_limits import LocalLimits
 from storage.warehouse.port import Scope, Upkeep
 from storage.warehouse.relations import quoted, resolved, source, without_gone
 from storage.warehouse.rewrite import OpenDuckDB, duckdb_errors, swap, upkeep_lock, write_select
 
-if TYPE_CHECKING:
-    from storage.warehouse.local import LocalLimits
-
 _KEYS = ", ".join(KEY)
 
 
-def compact(source_catalog: Catalog, folder: WarehouseFolder, open_duckdb: OpenDuckDB, limits: "LocalLimits") -> Upkeep:
+def compact(source_catalog: Catalog, folder: WarehouseFolder, open_duckdb: OpenDuckDB, limits: LocalLimits) -> Upkeep:
     """See `port.Warehouse.compact`."""
     with upkeep_lock(source_catalog, wait=False) as mine:
         if not mine:
@@ -65,7 +62,7 @@ def _fold(
     source_catalog: Catalog,
     folder: WarehouseFolder,
     open_duckdb: OpenDuckDB,
-    limits: "LocalLimits",
+    limits: LocalLimits,
     value_type: ValueType,
     files: list[CataloguedFile],
 ) -> Upkeep:
@@ -180,7 +177,7 @@ def _merge_unique(
     source_catalog: Catalog,
     folder: WarehouseFolder,
     open_duckdb: OpenDuckDB,
-    limits: "LocalLimits",
+    limits: LocalLimits,
     kind: str,
     files: list[CataloguedFile],
 ) -> Upkeep:

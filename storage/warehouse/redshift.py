@@ -331,10 +331,9 @@ class RedshiftWarehouse:
         cancellation: Cancellation | None = None,
     ) -> Answer:
         """See `port.Warehouse`."""
+        # Tells a missing warehouse from a wrong statement; the completeness that counts is of the query's own snapshot.
         with self._sessions.transaction(quick=True) as cursor:
-            state = completeness(cursor, scope, touches)
-        # The completeness that counts is of the query's own snapshot; the one above tells a missing warehouse from a
-        # wrong statement.
+            completeness(cursor, scope, touches)
         with (
             self._sessions.transaction(query=True) as cursor,
             nullcontext() if cancellation is None else cancellation.stoppable(self._sessions.stopper(cursor)),

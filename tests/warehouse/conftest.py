@@ -7,7 +7,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from embedded.postgres import EmbeddedPostgres
-from storage.warehouse.local import LocalLimits, LocalWarehouse
+from storage.warehouse.local import LocalWarehouse
+from storage.warehouse.local_limits import LocalLimits
 from storage.warehouse.port import Warehouse
 from storage.warehouse.redshift import RedshiftWarehouse
 from storage.warehouse.redshift_session import RedshiftLogin

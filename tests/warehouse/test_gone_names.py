@@ -7,7 +7,8 @@ import pytest
 
 from embedded.postgres import EmbeddedPostgres
 from storage.loader.rebuild import LogEnd, rebuild_warehouse
-from storage.warehouse.local import LocalLimits, LocalWarehouse
+from storage.warehouse.local import LocalWarehouse
+from storage.warehouse.local_limits import LocalLimits
 from storage.warehouse.port import Unit
 from tests.warehouse_fixtures import change_set, doubles, fresh_database
 
