@@ -2,12 +2,18 @@
 
 import argparse
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from cli.query_arguments import BadArgument
+from storage import times
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000, "w": 604_800_000_000}
+_UNITS_US = {
+    "s": times.SECOND_US,
+    "m": times.MINUTE_US,
+    "h": times.HOUR_US,
+    "d": times.DAY_US,
+    "w": 7 * times.DAY_US,
+}
 _RELATIVE = re.compile(r"(?:now)?([+-])([0-9]{1,9})([smhdw])")
 _EXAMPLE = "ISO 8601 (2026-01-31T12:00:00Z)"
 
@@ -30,11 +36,6 @@ def moment(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
-def microseconds(time: datetime) -> int:
-    """A time as microseconds since 1970, exactly."""
-    return (time - _EPOCH) // timedelta(microseconds=1)
-
-
 def parse_time(text: str, now_us: int, flag: str) -> int:
     """A time in microseconds since 1970: what `moment` takes, `now`, or relative to now.
 
@@ -48,7 +49,7 @@ def parse_time(text: str, now_us: int, flag: str) -> int:
         sign, count, unit = relative.groups()
         return now_us + (1 if sign == "+" else -1) * int(count) * _UNITS_US[unit]
     try:
-        return microseconds(moment(text))
+        return times.microseconds(moment(text))
     except argparse.ArgumentTypeError:
         raise BadArgument(f"{flag} {text!r} is no time: use {_EXAMPLE}, now, or -90s, -15m, -1h, -7d, -2w") from None
 
@@ -56,6 +57,6 @@ def parse_time(text: str, now_us: int, flag: str) -> int:
 def time_text(time_us: int) -> str:
     """A time as ISO 8601 in UTC with microseconds; beyond the calendar, the number itself."""
     try:
-        return (_EPOCH + timedelta(microseconds=time_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return times.moment(time_us).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     except OverflowError:
         return str(time_us)

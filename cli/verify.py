@@ -6,12 +6,12 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from cli.migrate import reporting_errors
-from cli.times import ABSOLUTE, microseconds, moment
+from cli.times import ABSOLUTE, moment
 from runtime.config import add_settings, load_settings
+from storage import times
 from storage.kafka import KafkaConfig
 from storage.verify import HourAudit, Primary, Store, VerifyResult, WarehouseStore, by_tenant, verify
 from storage.verify_deletions import (
@@ -126,8 +126,8 @@ def _compare(arguments: argparse.Namespace, primary: Primary, store: Store) -> b
         primary,
         store,
         tenant=arguments.tenant,
-        from_us=None if arguments.start is None else microseconds(arguments.start),
-        to_us=None if arguments.end is None else microseconds(arguments.end),
+        from_us=None if arguments.start is None else times.microseconds(arguments.start),
+        to_us=None if arguments.end is None else times.microseconds(arguments.end),
         patience_s=arguments.patience,
         report=report,
     )
@@ -176,4 +176,4 @@ def _total(store: str, result: VerifyResult) -> dict[str, Any]:
 
 
 def _shown(time_us: int) -> str:
-    return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat()
+    return times.moment(time_us).isoformat()

@@ -5,12 +5,13 @@ import asyncio
 import dataclasses
 import json
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from cli.migrate import reporting_errors, say
 from cli.tenant import print_table
 from runtime.config import add_settings, duration, load_settings
+from storage.times import moment
 from storage.warehouse.config import WarehouseConfig, open_warehouse
 from storage.warehouse.port import Completeness, Scope, Warehouse
 
@@ -134,7 +135,7 @@ class _Opened:
 
 
 def _time(us: int | None) -> str:
-    return "never" if us is None else datetime.fromtimestamp(us / 1_000_000, UTC).isoformat(timespec="milliseconds")
+    return "never" if us is None else moment(us).isoformat(timespec="milliseconds")
 
 
 def _plain(value: Any) -> str:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TypeAlias
 
 import psycopg
@@ -18,6 +18,7 @@ from atlasco.telemetry.v1 import change_pb2
 
 from device.ledger import Ledger
 from device.packing import Value
+from storage.times import moment, naive_microseconds
 from storage.verify import Primary, VerifyTimeout, WarehouseStore
 from storage.warehouse.port import Scope, Warehouse
 
@@ -27,7 +28,6 @@ _Row: TypeAlias = tuple[_Reading, Value]
 
 # Devices in one question to each store: a question costs the same whether it is about one or a hundred.
 _DEVICES_AT_ONCE = 200
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = "(extract(epoch FROM ts) * 1000000)::bigint"
 
 
@@ -55,8 +55,8 @@ def primary_clock(dsn: str) -> datetime:
     with psycopg.connect(dsn) as connection:
         row = connection.execute("SELECT now()").fetchone()
     assert row is not None
-    moment: datetime = row[0]
-    return moment
+    clock: datetime = row[0]
+    return clock
 
 
 def audit(
@@ -161,8 +161,8 @@ def _stored_readings(connection: psycopg.Connection, names: _Names, asked: _Aske
         {
             "tenant": asked.tenant_id,
             "entities": asked.entity_ids,
-            "first": _time(asked.first_us),
-            "last": _time(asked.last_us),
+            "first": moment(asked.first_us),
+            "last": moment(asked.last_us),
         },
     )
     return [
@@ -183,7 +183,7 @@ def _loaded_readings(warehouse: Warehouse, names: _Names, asked: _Asked) -> list
         scope=Scope(asked.tenant_id, asked.first_us, asked.last_us + 1),
     )
     return [
-        ((names.entities[entity], names.attributes[attribute], _microseconds(ts)), _value(values))
+        ((names.entities[entity], names.attributes[attribute], naive_microseconds(ts)), _value(values))
         for entity, attribute, ts, *values in answer.rows
     ]
 
@@ -196,14 +196,6 @@ def _confirmed(sent: Mapping[_Reading, Value], rows: list[_Row]) -> set[_Reading
 
 def _chunks(items: list[str], size: int) -> Iterable[list[str]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _time(time_us: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=time_us)
-
-
-def _microseconds(ts: datetime) -> int:
-    return (ts.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 
 
 def _value(values: list[Value | None]) -> Value:

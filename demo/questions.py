@@ -21,6 +21,7 @@ from demo.declarations import FREEZER, declare_for_fleet, declare_for_stamps
 from demo.witness import Shown, Witness
 from device.connection import open_channel
 from embedded.errors import ProcessFailed
+from storage.times import MINUTE_US
 
 Tier: TypeAlias = Literal["critical", "dashboard", "report", "analytics"]
 TIERS: Final[tuple[Tier, ...]] = get_args(Tier)
@@ -37,8 +38,7 @@ _POLL_S = 0.1
 # Bounds on what a question costs, however long the demo runs and however large the fleet is.
 _FREEZERS = 10
 _STAMPS = 1_200
-_FLEET_RANGE_US = 900 * 1_000_000
-_MINUTE_US = 60_000_000
+_FLEET_RANGE_US = 15 * MINUTE_US
 _MINUTES = query_pb2.Bucket(unit=query_pb2.BUCKET_UNIT_MINUTE)
 
 
@@ -229,7 +229,7 @@ class Questions:
         freshness = _freshness(tier)
         since_us = self._witness.since(_STAMPS)
         # To the end of the next minute: rollups serve whole minutes only.
-        until_us = (now_us() // _MINUTE_US + 2) * _MINUTE_US
+        until_us = (now_us() // MINUTE_US + 2) * MINUTE_US
         request: Any
         match tier:
             case "critical" | "dashboard":

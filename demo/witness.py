@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from atlasco.telemetry.v1 import query_pb2
 
+from storage.times import MINUTE_US
+
 _Reasons = query_pb2.Degradation
 # What an answer that says so may lack.
 _EXCUSED = frozenset({_Reasons.REASON_INCOMPLETE, _Reasons.REASON_RANGE_CUT})
@@ -60,8 +62,7 @@ class Witness:
 
     def since(self, most: int) -> int:
         """The beginning of the minute of the `most`-newest stamp: where a bounded question may begin."""
-        minute_us = 60_000_000
-        return self._stamps[max(0, len(self._stamps) - most)] // minute_us * minute_us
+        return self._stamps[max(0, len(self._stamps) - most)] // MINUTE_US * MINUTE_US
 
     def judge(self, bound_us: int, provenance: query_pb2.Provenance, shown: Shown, acked_before: int) -> str:
         """What is wrong with an answer; empty: nothing. `acked_before`: `acked` when the question was sent."""

@@ -15,7 +15,7 @@ import numpy as np
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from storage.aggregate_buckets import AHEAD_US, HOUR_US, MAX_POINTS, MINUTE_US, TooManyPoints, bucket_edges
+from storage.aggregate_buckets import AHEAD_US, MAX_POINTS, TooManyPoints, bucket_edges
 from storage.aggregate_doubles import is_huge, quotient, squares
 from storage.aggregate_model import (
     MAX_SELECTED,
@@ -38,6 +38,7 @@ from storage.read_session import ReadSession
 from storage.read_wire import Timestamp
 from storage.search import bound_filter, follower_watermark, latest_condition, oldest_shown
 from storage.statements import statements
+from storage.times import HOUR_US, MINUTE_US, SECOND_US
 
 _SQL = statements("aggregate.sql")
 
@@ -341,7 +342,7 @@ def _branch(
 
 def _instant(time_us: int) -> sql.Composable:
     """A time as a constant of the statement, exact to the microsecond."""
-    seconds, rest = divmod(time_us, 1_000_000)
+    seconds, rest = divmod(time_us, SECOND_US)
     return sql.SQL("(to_timestamp({}) + {} * interval '1 microsecond')").format(sql.Literal(seconds), sql.Literal(rest))
 
 

@@ -7,7 +7,7 @@ moment of the change, one that comes twice for the first of the two.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
@@ -15,17 +15,14 @@ from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from storage.errors import StorageError
+from storage.times import DAY_US, SECOND_US, microseconds, moment
+from storage.times import HOUR_US as HOUR_US  # noqa: PLC0414 - storage.rollup takes both from here
+from storage.times import MINUTE_US as MINUTE_US  # noqa: PLC0414
 
 MAX_POINTS: Final = 100_000
 """Buckets times groups of one answer."""
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_SECOND_US: Final = 1_000_000
-MINUTE_US: Final = 60 * _SECOND_US
-HOUR_US: Final = 60 * MINUTE_US
-_DAY_US: Final = 24 * HOUR_US
-
-AHEAD_US: Final = 8 * _DAY_US
+AHEAD_US: Final = 8 * DAY_US
 """No reading lies further ahead of now: a tenant's clock window ends at most 7 days after it."""
 
 
@@ -68,7 +65,7 @@ WIDTHS: Final = {
 }
 """The widths of each unit: those that divide the next larger one."""
 
-_FIXED: Final = {BucketUnit.SECOND: _SECOND_US, BucketUnit.MINUTE: MINUTE_US, BucketUnit.HOUR: HOUR_US}
+_FIXED: Final = {BucketUnit.SECOND: SECOND_US, BucketUnit.MINUTE: MINUTE_US, BucketUnit.HOUR: HOUR_US}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ def bucket_edges(bucket: Bucket, start_us: int, end_us: int) -> list[int]:
     if bucket.unit in _FIXED and (width_us := _FIXED[bucket.unit] * bucket.width) <= HOUR_US:
         _check((end_us - start_us) // width_us)
         return _fixed(zone, width_us, start_us, end_us)
-    _check((end_us - start_us) // (HOUR_US * bucket.width if bucket.unit is BucketUnit.HOUR else _DAY_US * 32))
+    _check((end_us - start_us) // (HOUR_US * bucket.width if bucket.unit is BucketUnit.HOUR else DAY_US * 32))
     return _calendar(bucket, zone, start_us, end_us)
 
 
@@ -141,7 +138,7 @@ def _fixed(zone: ZoneInfo, width_us: int, start_us: int, end_us: int) -> list[in
         at = edges[-1]
         following = _fixed_end(zone, width_us, at)
         # Within a day whose offset is the same at both ends nothing has to be looked up.
-        until = min(end_us, at + _DAY_US)
+        until = min(end_us, at + DAY_US)
         if _offset_us(zone, at) == _offset_us(zone, until):
             edges += range(following, until, width_us)
             _check(len(edges))
@@ -184,7 +181,7 @@ def _shift(zone: ZoneInfo, before_us: int, after_us: int) -> int:
 
 
 def _calendar(bucket: Bucket, zone: ZoneInfo, start_us: int, end_us: int) -> list[int]:
-    local = (_EPOCH + timedelta(microseconds=start_us)).astimezone(zone).replace(tzinfo=None, fold=0)
+    local = moment(start_us).astimezone(zone).replace(tzinfo=None, fold=0)
     day = local.replace(hour=0, minute=0, second=0, microsecond=0)
     step: timedelta | None
     match bucket.unit:
@@ -211,10 +208,10 @@ def _calendar(bucket: Bucket, zone: ZoneInfo, start_us: int, end_us: int) -> lis
 
 def _instant_us(zone: ZoneInfo, local: datetime) -> int:
     """The moment of a local time; fold 0 is the first of two, and for a time that is skipped the moment after."""
-    return (local.replace(tzinfo=zone) - _EPOCH) // timedelta(microseconds=1)
+    return microseconds(local.replace(tzinfo=zone))
 
 
 def _offset_us(zone: ZoneInfo, time_us: int) -> int:
-    offset = (_EPOCH + timedelta(microseconds=time_us)).astimezone(zone).utcoffset()
+    offset = moment(time_us).astimezone(zone).utcoffset()
     assert offset is not None
     return offset // timedelta(microseconds=1)

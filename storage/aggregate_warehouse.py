@@ -10,7 +10,7 @@ from typing import Any, Final, LiteralString
 
 from storage import aggregate_text
 from storage.aggregate import devices_being_deleted, selected_devices
-from storage.aggregate_buckets import AHEAD_US, HOUR_US, MAX_POINTS, TooManyPoints, bucket_edges, runs
+from storage.aggregate_buckets import AHEAD_US, MAX_POINTS, TooManyPoints, bucket_edges, runs
 from storage.aggregate_doubles import quotient
 from storage.aggregate_model import (
     AggregateAnswer,
@@ -31,6 +31,7 @@ from storage.read_warehouse import (
     to_timestamp,
     warehouse_names,
 )
+from storage.times import DAY_US
 from storage.warehouse.port import Completeness, Scope
 from storage.warehouse.reader import WarehouseReader
 from storage.warehouse.statements import statements
@@ -39,7 +40,7 @@ MAX_WAREHOUSE_DEVICES: Final = 20_000
 """The most devices that a statement names one by one; a selection of everything need not name any."""
 
 # A range that goes further back is asked first where its readings begin, before its buckets are counted.
-_LONG_US: Final = 400 * 24 * HOUR_US
+_LONG_US: Final = 400 * DAY_US
 
 # Casts of texts: a bare 1e140 is a NUMERIC to some dialects, and more than it holds.
 _FROM: Final[LiteralString] = "CAST('1e140' AS DOUBLE PRECISION)"

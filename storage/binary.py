@@ -17,9 +17,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
 from storage.model import Columns, Int64s, ValueType
-
-# PostgreSQL counts timestamps from 2000-01-01, in microseconds.
-_EPOCH_2000_US = 946_684_800_000_000
+from storage.times import POSTGRES_EPOCH_US
 
 _COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + struct.pack(">ii", 0, 0)
 _COPY_TRAILER = struct.pack(">h", -1)
@@ -45,7 +43,7 @@ def copy_rows(value_type: ValueType, readings: Columns) -> bytes:
     rows["tenant"] = readings.tenant
     rows["attribute"] = readings.attribute
     rows["entity"] = readings.entity
-    rows["ts"] = readings.time_us - _EPOCH_2000_US
+    rows["ts"] = readings.time_us - POSTGRES_EPOCH_US
     if value_type is ValueType.TEXT:
         rows["value_size"] = [len(text) for text in readings.value]
         head, size = rows.tobytes(), rows.dtype.itemsize
@@ -111,7 +109,7 @@ class TimestampArray(ArrayParameter):
     oid, element_oid, element = 1185, 1184, ">i8"
 
     def __init__(self, time_us: Int64s) -> None:
-        super().__init__(np.asarray(time_us, np.int64) - _EPOCH_2000_US)
+        super().__init__(np.asarray(time_us, np.int64) - POSTGRES_EPOCH_US)
 
 
 class _SizedArray(ArrayParameter):

@@ -12,7 +12,7 @@ Days are counted from 1970-01-01 in UTC. Every range begins and ends at midnight
 
 import asyncio
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 import psycopg
@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from storage.database import Connection, Pool
 from storage.errors import DataRefused, StorageError, translated
 from storage.statements import statements
+from storage.times import DAY_US, EPOCH
 
-US_PER_DAY = 86_400_000_000
+US_PER_DAY = DAY_US
 
 # A statement makes at most so many days at once: each range takes some ten locks until the transaction ends, and the
 # server's lock table is shared by everybody.
 _DAYS_PER_CALL = 31
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class HistoryLimitReached(StorageError):
@@ -211,4 +210,4 @@ _NO_RANGES = _ranges([])
 
 
 def _midnight(day: int) -> datetime:
-    return _EPOCH + timedelta(days=day)
+    return EPOCH + timedelta(days=day)

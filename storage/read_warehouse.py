@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any, Final
 
@@ -14,13 +14,12 @@ from storage.model import ValueType
 from storage.read_model import MAX_TEXT_BYTES, EntityNotFound, Position, SeriesPage, SeriesPart, SeriesQuestion
 from storage.read_series import attributes_by_name, check_position, entity_ids
 from storage.read_session import ReadSession
+from storage.times import microseconds, naive, naive_microseconds
 from storage.warehouse.port import Completeness, Scope
 from storage.warehouse.reader import WarehouseReader
 from storage.warehouse.statements import statements
 
-_EPOCH: Final = datetime(1970, 1, 1)
-_MICROSECOND: Final = timedelta(microseconds=1)
-_LAST_US: Final = (datetime.max - _EPOCH) // _MICROSECOND
+_LAST_US: Final = microseconds(datetime.max.replace(tzinfo=UTC))
 
 # Text rows may be long; a page ends early rather than hold hundreds of megabytes of them.
 _TEXT_ROWS: Final = 4_000
@@ -61,12 +60,7 @@ class WarehouseNames:
 
 def to_timestamp(time_us: int) -> datetime:
     """A time as the warehouse stores it: UTC without a zone. Times beyond the calendar become its ends."""
-    return _EPOCH + timedelta(microseconds=min(max(time_us, 0), _LAST_US))
-
-
-def to_micros(time: datetime) -> int:
-    """The inverse of `to_timestamp`."""
-    return (time - _EPOCH) // _MICROSECOND
+    return naive(min(max(time_us, 0), _LAST_US))
 
 
 def warehouse_names(
@@ -242,7 +236,7 @@ def _parts(rows: Sequence[tuple[Any, ...]], names: WarehouseNames, types: Sequen
             entity=names.entities[entity],
             attribute=name,
             type=value_type,
-            times_us=np.array([to_micros(row[2]) for row in run], np.int64),
+            times_us=np.array([naive_microseconds(row[2]) for row in run], np.int64),
             values=values,
             revisions=np.array([row[-1] or 0 for row in run], np.int32),
             place=(entity, attribute),

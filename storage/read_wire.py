@@ -16,9 +16,7 @@ from psycopg.pq import Format
 
 from storage.binary import decode_array
 from storage.model import Int64s, ValueType
-
-# PostgreSQL counts timestamps from 2000-01-01, in microseconds.
-_EPOCH_2000_US = 946_684_800_000_000
+from storage.times import POSTGRES_EPOCH_US
 
 # Where array_send puts the first element of a one-dimensional array.
 _ELEMENTS_AT = 20
@@ -38,7 +36,7 @@ class _TimestampDumper(Dumper):
     oid = psycopg.adapters.types["timestamptz"].oid
 
     def dump(self, obj: Timestamp) -> bytes:
-        return struct.pack(">q", obj.time_us - _EPOCH_2000_US)
+        return struct.pack(">q", obj.time_us - POSTGRES_EPOCH_US)
 
 
 # Global, so that every connection of the process can take it: the type is ours alone.
@@ -53,12 +51,12 @@ class MicrosLoader(Loader):
     def load(self, data: Buffer) -> int:
         """The time; infinity, which nothing of ours stores, is far outside every range."""
         (since_2000,) = struct.unpack(">q", data)
-        return int(since_2000) + _EPOCH_2000_US
+        return int(since_2000) + POSTGRES_EPOCH_US
 
 
 def times_of(data: bytes | None) -> Int64s:
     """A timestamptz[] as microseconds since 1970."""
-    times: Int64s = decode_array(data, ">i8") + _EPOCH_2000_US
+    times: Int64s = decode_array(data, ">i8") + POSTGRES_EPOCH_US
     return times
 
 

@@ -16,7 +16,6 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString, Protocol, TypeAlias
 
 import psycopg
@@ -24,11 +23,10 @@ import psycopg
 from storage.errors import StorageError, translated
 from storage.model import ValueType
 from storage.statements import statements
+from storage.times import HOUR_US, moment, naive, naive_microseconds
 from storage.warehouse.columns import GONE, resolved_relation
 from storage.warehouse.port import Scope, Warehouse
 
-HOUR_US = 3_600_000_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_US = 253_370_764_800_000_000
 """The year 9999: past every reading."""
 _IDS_PER_QUESTION = 500
@@ -64,7 +62,7 @@ class Difference:
 
     def __str__(self) -> str:
         value_type, entity_id, attribute_id, time_us = self.key
-        when = (_EPOCH + timedelta(microseconds=time_us)).isoformat()
+        when = moment(time_us).isoformat()
         return (
             f"tenant {self.tenant}, device {entity_id}, attribute {attribute_id} ({value_type}), {when}: "
             f"PostgreSQL has {_shown(self.one)}, the {self.store} has {_shown(self.other)}"
@@ -223,7 +221,7 @@ class Primary:
                 # A server-side cursor: an hour of a large tenant does not fit in memory.
                 with connection.cursor("readings") as cursor:
                     cursor.itersize = 10_000
-                    bounds = {"tenant": tenant_id, "from": _time(from_us), "to": _time(to_us)}
+                    bounds = {"tenant": tenant_id, "from": moment(from_us), "to": moment(to_us)}
                     cursor.execute(_of_type("readings", value_type), bounds)
                     for entity_id, attribute_id, time_us, value, revision in cursor:
                         yield (value_type, entity_id, attribute_id, time_us), (value, revision)
@@ -245,7 +243,7 @@ class WarehouseStore:
             if done.as_of_us is not None and done.as_of_us >= through_us:
                 return
             if time.monotonic() > deadline:
-                through = "nothing" if done.as_of_us is None else _time(done.as_of_us).isoformat()
+                through = "nothing" if done.as_of_us is None else moment(done.as_of_us).isoformat()
                 halted = f"; halted: {'; '.join(done.halted)}" if done.halted else ""
                 raise VerifyTimeout(f"the warehouse is complete through {through} only{halted}: is the loader running?")
             time.sleep(self._pause_s)
@@ -258,12 +256,11 @@ class WarehouseStore:
                 # Also of devices that are being deleted: both stores still have readings of them.
                 f"SELECT entity_id, attribute_id, ts, value, revision FROM {resolved_relation(value_type)} "
                 "WHERE tenant_id = %s AND ts >= %s AND ts < %s",
-                [tenant_id, _naive(from_us), _naive(to_us)],
+                [tenant_id, naive(from_us), naive(to_us)],
                 scope=scope,
             )
             for entity_id, attribute_id, ts, value, revision in answer.rows:
-                time_us = (ts.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-                yield (value_type, entity_id, attribute_id, time_us), (value, revision)
+                yield (value_type, entity_id, attribute_id, naive_microseconds(ts)), (value, revision)
 
     def complete_from_us(self, tenant_id: int) -> int | None:
         """See `Store.complete_from_us`."""
@@ -373,14 +370,6 @@ def _look_again(
 
 def _of_type(name: str, value_type: ValueType) -> LiteralString:
     return _SQL[name].replace("{type}", value_type)
-
-
-def _time(time_us: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=time_us)
-
-
-def _naive(time_us: int) -> datetime:
-    return _time(time_us).replace(tzinfo=None)
 
 
 def _shown(held: Held | None) -> str:

@@ -5,18 +5,13 @@ had not begun, and the ones listed were open.
 """
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from enum import Enum
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from storage.times import microseconds as microseconds  # noqa: PLC0414 - storage.rollup and the gateway take it from here
 
 NOTHING = "3:3:"
 """The snapshot in which nothing is visible."""
-
-
-def microseconds(moment: datetime) -> int:
-    """A moment as microseconds since 1970, exactly."""
-    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def end_of(snapshot: str) -> str:

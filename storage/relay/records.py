@@ -7,8 +7,9 @@ from zlib import crc32
 
 from atlasco.telemetry.v1 import change_pb2
 
-from storage.relay.cursor import Batch, microseconds
+from storage.relay.cursor import Batch
 from storage.relay.split import split
+from storage.times import microseconds
 
 CHANGES_SCHEMA = b"atlasco.telemetry.v1.ChangeBatch/1"
 WATERMARK_SCHEMA = b"atlasco.telemetry.v1.Watermark/1"

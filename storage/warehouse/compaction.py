@@ -4,9 +4,8 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from storage.times import DAY_US
 from storage.warehouse.catalog import CataloguedFile
-
-DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from redshift_connector.cursor import Cursor
 
 from storage.model import ValueType
+from storage.times import naive
 from storage.warehouse.columns import GONE, NAME_KEYS, base_kind, delta_kind
 from storage.warehouse.local_rebuild import rebuilt_watermarks
 from storage.warehouse.port import RebuildRequired, RebuildResult
 from storage.warehouse.redshift_session import RedshiftSessions
 from storage.warehouse.redshift_state import SQL, execute, merge_unique, put_complete_from, rows
-from storage.warehouse.redshift_upkeep import timestamp
 from storage.warehouse.staging import StagedFile, Staging, encoded, manifest_of
 
 
@@ -88,7 +88,7 @@ class RedshiftRebuild:
         """Delete what the new content replaces."""
         execute(cursor, SQL["floor_times"])
         for tenant_id, floor in result.floors_us.items():
-            execute(cursor, SQL["add_floor_time"], [tenant_id, timestamp(floor)])
+            execute(cursor, SQL["add_floor_time"], [tenant_id, naive(floor)])
         for value_type in ValueType:
             for kind in (base_kind(value_type), delta_kind(value_type)):
                 execute(cursor, SQL["replace_from_floor"].format(kind=kind))

@@ -4,21 +4,13 @@ Under the load lock, for a fold deletes and inserts what a load could be appendi
 by itself (automatic vacuum).
 """
 
-from datetime import UTC, datetime, timedelta
-
 from storage.model import ValueType
+from storage.times import naive
 from storage.warehouse.columns import base_kind, delta_kind
 from storage.warehouse.port import Upkeep
 from storage.warehouse.redshift_session import RedshiftSessions
 from storage.warehouse.redshift_state import SQL, execute, put_complete_from, rows
 from storage.warehouse.staging import Staging
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC).replace(tzinfo=None)
-
-
-def timestamp(us: int) -> datetime:
-    """Microseconds as the UTC timestamp without zone that the tables hold."""
-    return _EPOCH + timedelta(microseconds=us)
 
 
 def compact(sessions: RedshiftSessions, staging: Staging, batches_before_us: int) -> Upkeep:
@@ -49,9 +41,9 @@ def expire(sessions: RedshiftSessions, before_us: int, tenant_id: int | None) ->
         for value_type in ValueType:
             for kind in (base_kind(value_type), delta_kind(value_type)):
                 if tenant_id is None:
-                    execute(cursor, SQL["expire"].format(kind=kind), [timestamp(before_us)])
+                    execute(cursor, SQL["expire"].format(kind=kind), [naive(before_us)])
                 else:
-                    execute(cursor, SQL["expire_tenant"].format(kind=kind), [timestamp(before_us), tenant_id])
+                    execute(cursor, SQL["expire_tenant"].format(kind=kind), [naive(before_us), tenant_id])
                 expired += max(cursor.rowcount, 0)
         put_complete_from(cursor, tenant_id or 0, before_us)
     return Upkeep(rows_expired=expired)
