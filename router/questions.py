@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
-import numpy as np
-
 from router.plan import Shape, SourceKind
 from router.tiers import Proof, Question, Unproven
 from storage.aggregate import NotRolled, aggregate
@@ -21,15 +19,12 @@ from storage.aggregate_model import (
 from storage.aggregate_series import joined, part_functions
 from storage.aggregate_text import TooMuchText
 from storage.aggregate_warehouse import Resolved, aggregate_in_warehouse, resolve
-from storage.model import ValueType
 from storage.read_model import (
-    MAX_TEXT_BYTES,
     AttributePage,
     EntityPage,
     LatestAnswer,
     Position,
     SeriesPage,
-    SeriesPart,
     SeriesQuestion,
 )
 from storage.read_series import read_page
@@ -37,6 +32,7 @@ from storage.read_session import ReadSession
 from storage.read_warehouse import WarehouseNames, names_in_database, read_warehouse_page
 from storage.reads import read_attributes, read_entities, read_latest
 from storage.search import FindPage, FindQuestion, SearchSource, find_entities
+from storage.series_pages import join_pages
 from storage.warehouse.port import Completeness
 from storage.warehouse.reader import WarehouseReader
 
@@ -257,94 +253,3 @@ class SeriesRange(Question[SeriesPage]):
         assert self.start_us is not None
         assert self.end_us is not None
         return replace(self._series, start_us=self.start_us, end_us=self.end_us)
-
-
-def join_pages(
-    question: SeriesQuestion, older: SeriesPage, newer: SeriesPage, page_size: int, after: Position | None
-) -> SeriesPage:
-    """The page after `after`, of two pages after it that hold the older and the newer part of the same series."""
-    first, second = (newer, older) if question.descending else (older, newer)
-    runs: dict[tuple[int, int], list[SeriesPart]] = {}
-    for page in (first, second):
-        for part in page.parts:
-            runs.setdefault(part.place, []).append(part)
-    ends = [page.parts[-1] for page in (first, second) if page.last is not None]
-    is_cut = bool(ends)
-    parts: list[SeriesPart] = []
-    left, bytes_left = page_size, MAX_TEXT_BYTES
-    taken = 0
-    for place in sorted(runs, reverse=question.descending):
-        run = _merged(runs[place])
-        before = 0
-        if question.limit_per_series:
-            if after is not None and (question.entities[after.entity], question.attributes[after.attribute]) == (
-                run.entity,
-                run.attribute,
-            ):
-                before = after.taken
-            run = _head(run, question.limit_per_series - before)
-        for end in ends:
-            # Nothing beyond the end of a page that was cut: what it left out comes before that.
-            run = _up_to(run, end, descending=question.descending)
-        # Each part keeps to the bounds of a page, but not both together. What passes the bytes is the last.
-        fitting = min(left, _within_text(run, bytes_left)) if bytes_left > 0 else 0
-        if len(run.times_us) > fitting:
-            run, is_cut = _head(run, fitting), True
-        if len(run.times_us):
-            left -= len(run.times_us)
-            bytes_left -= _text_bytes(run)
-            taken = before + len(run.times_us)
-            parts.append(run)
-    # Both parts go on behind `after` and within what is left of the limit: the first reading of either is in the page.
-    # Without one, paging would end here, and leave out all that follows.
-    assert parts or not is_cut
-    last = None
-    if is_cut:
-        last = Position(
-            list(question.entities).index(parts[-1].entity),
-            list(question.attributes).index(parts[-1].attribute),
-            int(parts[-1].times_us[-1]),
-            parts[-1].place[0],
-            taken if question.limit_per_series else 0,
-        )
-    return SeriesPage(newer.as_of_us, parts, last)
-
-
-def _within_text(run: SeriesPart, most: int) -> int:
-    """How many readings of a series there are up to the text that passes `most` bytes."""
-    if run.type is not ValueType.TEXT:
-        return len(run.times_us)
-    for count, text in enumerate(run.values, 1):
-        most -= len(text.encode())
-        if most <= 0:
-            return count
-    return len(run.times_us)
-
-
-def _text_bytes(run: SeriesPart) -> int:
-    return sum(len(text.encode()) for text in run.values) if run.type is ValueType.TEXT else 0
-
-
-def _up_to(run: SeriesPart, end: SeriesPart, *, descending: bool) -> SeriesPart:
-    """What of a series does not come after the last reading of `end`."""
-    if run.place == end.place:
-        last_us = int(end.times_us[-1])
-        kept = run.times_us >= last_us if descending else run.times_us <= last_us
-        return _head(run, int(kept.sum()))
-    follows = run.place < end.place if descending else run.place > end.place
-    return _head(run, 0) if follows else run
-
-
-def _merged(run: Sequence[SeriesPart]) -> SeriesPart:
-    if len(run) == 1:
-        return run[0]
-    return replace(
-        run[0],
-        times_us=np.concatenate([part.times_us for part in run]),
-        values=np.concatenate([part.values for part in run]),
-        revisions=np.concatenate([part.revisions for part in run]),
-    )
-
-
-def _head(part: SeriesPart, count: int) -> SeriesPart:
-    return replace(part, times_us=part.times_us[:count], values=part.values[:count], revisions=part.revisions[:count])

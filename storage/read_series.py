@@ -1,11 +1,9 @@
 """Pages of series: the statements, composed once per combination of types, and the loop that fills a page."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any, LiteralString
 
-import numpy as np
 from psycopg import sql
 
 from storage.binary import Int4Array, Int8Array, decode_array
@@ -26,6 +24,7 @@ from storage.read_model import (
 )
 from storage.read_session import ReadSession
 from storage.read_wire import Timestamp, times_of, values_of
+from storage.series_pages import concatenated, end_of_page, head, text_bytes
 from storage.statements import statements
 
 # Text is read in steps that grow from here: a few thousand long texts end a page by bytes, and the database should
@@ -99,18 +98,7 @@ async def read_page(
     ):
         if not await page.fill(span):
             break
-    last = None
-    if page.is_cut:
-        # The end of the last part kept: what follows it begins the next page.
-        part = page.parts[-1]
-        last = Position(
-            list(question.entities).index(part.entity),
-            list(question.attributes).index(part.attribute),
-            int(part.times_us[-1]),
-            part.place[0],
-            page.taken if question.limit_per_series else 0,
-        )
-    return SeriesPage(session.as_of_us, page.parts, last)
+    return SeriesPage(session.as_of_us, page.parts, end_of_page(question, page.parts, after) if page.is_cut else None)
 
 
 def check_position(name: str, entity_id: int, after: Position) -> None:
@@ -222,17 +210,16 @@ class _Page:
                 return
             part = found
             if len(part.times_us) > self._rows_left:
-                part = _head(part, self._rows_left)
+                part = head(part, self._rows_left)
                 self.is_cut = True
             self._rows_left -= len(part.times_us)
             if (part.entity, part.attribute) != self._series:
                 self.begin((part.entity, part.attribute), 0)
             self.taken += len(part.times_us)
-            if part.type is ValueType.TEXT:
-                self._bytes_left -= sum(len(text.encode()) for text in part.values)
+            self._bytes_left -= text_bytes(part)
             before = self.parts[-1] if self.parts else None
             if before is not None and (before.entity, before.attribute) == (part.entity, part.attribute):
-                self.parts[-1] = _joined(before, part)
+                self.parts[-1] = concatenated([before, part])
             else:
                 self.parts.append(part)
         # The statement stops by itself at the byte that passes the budget; whether something follows is not known.
@@ -318,16 +305,3 @@ def page_statement(types: tuple[ValueType, ...], *, descending: bool, limited: b
 
 def _value_column(value_type: ValueType) -> sql.Identifier:
     return sql.Identifier(f"{value_type}_value")
-
-
-def _head(part: SeriesPart, count: int) -> SeriesPart:
-    return replace(part, times_us=part.times_us[:count], values=part.values[:count], revisions=part.revisions[:count])
-
-
-def _joined(first: SeriesPart, second: SeriesPart) -> SeriesPart:
-    return replace(
-        first,
-        times_us=np.concatenate([first.times_us, second.times_us]),
-        values=np.concatenate([first.values, second.values]),
-        revisions=np.concatenate([first.revisions, second.revisions]),
-    )

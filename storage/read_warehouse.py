@@ -14,6 +14,7 @@ from storage.model import ValueType
 from storage.read_model import MAX_TEXT_BYTES, EntityNotFound, Position, SeriesPage, SeriesPart, SeriesQuestion
 from storage.read_series import attributes_by_name, check_position, entity_ids
 from storage.read_session import ReadSession
+from storage.series_pages import end_of_page
 from storage.times import microseconds, naive, naive_microseconds
 from storage.warehouse.port import Completeness, Scope
 from storage.warehouse.reader import WarehouseReader
@@ -147,20 +148,7 @@ def read_warehouse_page(
     answer = reader.query(text, [*parameters, limit + 1], scope=scope)
     rows, is_cut = _fitting(answer.rows, types, limit)
     parts = list(_parts(rows, names, types))
-    last = None
-    if is_cut and parts:
-        taken = 0
-        if question.limit_per_series:
-            taken = len(parts[-1].times_us)
-            if after is not None and _key(question, after) == (parts[-1].entity, parts[-1].attribute):
-                taken += after.taken
-        last = Position(
-            list(question.entities).index(parts[-1].entity),
-            list(question.attributes).index(parts[-1].attribute),
-            int(parts[-1].times_us[-1]),
-            parts[-1].place[0],
-            taken,
-        )
+    last = end_of_page(question, parts, after) if is_cut and parts else None
     completeness = answer.completeness if known_by is None else of_both(known_by, answer.completeness)
     return SeriesPage(completeness.as_of_us or 0, parts, last), completeness
 
@@ -241,10 +229,6 @@ def _parts(rows: Sequence[tuple[Any, ...]], names: WarehouseNames, types: Sequen
             revisions=np.array([row[-1] or 0 for row in run], np.int32),
             place=(entity, attribute),
         )
-
-
-def _key(question: SeriesQuestion, position: Position) -> tuple[str, str]:
-    return question.entities[position.entity], question.attributes[position.attribute]
 
 
 def of_both(first: Completeness, second: Completeness) -> Completeness:
