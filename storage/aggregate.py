@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from storage.aggregate_buckets import AHEAD_US, MAX_POINTS, TooManyPoints, bucket_edges
-from storage.aggregate_doubles import is_huge, quotient, squares
+from storage.aggregate_doubles import is_huge, is_tame, quotient, squares
 from storage.aggregate_model import (
     MAX_SELECTED,
     AggregateAnswer,
@@ -43,6 +43,7 @@ from storage.times import HOUR_US, MINUTE_US, SECOND_US
 _SQL = statements("aggregate.sql")
 
 _HUGE: Final[LiteralString] = is_huge("value")
+_TAME: Final[LiteralString] = is_tame("value")
 _ANY_HUGE: Final[LiteralString] = f"count(*) FILTER (WHERE {_HUGE}) > 0"
 _SUM: Final[LiteralString] = f"sum(value) FILTER (WHERE NOT {_HUGE})"
 # SUM and STDDEV would fail, not overflow to infinity, where a finite value is too large.
@@ -322,9 +323,10 @@ def _source(plan: _Plan, value_type: ValueType, attributes: Sequence[Attribute])
         _branch("rollup_branch", f"rollup_{rolled.unit}_{t}", plan, t, value_type, rolled.from_us, rolled.to_us)
         for t in types
     ]
+    ragged, predicates = sql.SQL(_SQL["reading_as_rollup"]), {"huge": sql.SQL(_HUGE), "tame": sql.SQL(_TAME)}
     for from_us, to_us in ((plan.start_us, rolled.from_us), (rolled.to_us, plan.end_us)):
         if from_us < to_us:
-            branches += [sql.SQL(_SQL["reading_as_rollup"]).format(source=b) for b in readings(from_us, to_us)]
+            branches += [ragged.format(**predicates, source=branch) for branch in readings(from_us, to_us)]
     return sql.SQL("\nUNION ALL\n").join(branches)
 
 

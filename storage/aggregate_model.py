@@ -16,9 +16,9 @@ MAX_SELECTED = 100_000
 class Function(StrEnum):
     """What is computed of a bucket's readings; see AggregateFunction in query.proto.
 
-    A finite reading of 1e140 or beyond makes SUM, MEAN and STDDEV of its bucket NaN, for the squares of such values
-    fit no double; of readings that lie closer than 1e-160, whose squares are lost as well, STDDEV may be 0 or inexact.
-    PERCENTILE is exact here: interpolated between the two neighbours of the rank.
+    A finite reading of 1e140 or beyond makes SUM, MEAN and STDDEV of its bucket NaN, for what is summed up of their
+    squares may fit no double; of readings that lie closer than 1e-160, whose squares are lost, STDDEV may be 0 or
+    inexact. PERCENTILE is exact here: interpolated between the two neighbours of the rank.
     """
 
     COUNT = "count"

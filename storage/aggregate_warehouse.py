@@ -11,7 +11,7 @@ from typing import Any, Final, LiteralString
 from storage import aggregate_text
 from storage.aggregate import devices_being_deleted, selected_devices
 from storage.aggregate_buckets import AHEAD_US, MAX_POINTS, TooManyPoints, bucket_edges, runs
-from storage.aggregate_doubles import quotient
+from storage.aggregate_doubles import is_huge_in_warehouse, is_tame_in_warehouse, quotient
 from storage.aggregate_model import (
     AggregateAnswer,
     AggregateQuestion,
@@ -42,11 +42,8 @@ MAX_WAREHOUSE_DEVICES: Final = 20_000
 # A range that goes further back is asked first where its readings begin, before its buckets are counted.
 _LONG_US: Final = 400 * DAY_US
 
-# Casts of texts: a bare 1e140 is a NUMERIC to some dialects, and more than it holds.
-_FROM: Final[LiteralString] = "CAST('1e140' AS DOUBLE PRECISION)"
-_LARGEST: Final[LiteralString] = "CAST('1.7976931348623157e308' AS DOUBLE PRECISION)"
-_HUGE: Final[LiteralString] = f"abs(CAST(value AS DOUBLE PRECISION)) BETWEEN {_FROM} AND {_LARGEST}"
-_TAME: Final = f"abs(CAST(value AS DOUBLE PRECISION)) < {_FROM}"
+_HUGE: Final[LiteralString] = is_huge_in_warehouse("value")
+_TAME: Final[LiteralString] = is_tame_in_warehouse("value")
 _NAN: Final = "CAST('NaN' AS DOUBLE PRECISION)"
 _SUM: Final[LiteralString] = f"CAST(sum(CASE WHEN {_HUGE} THEN NULL ELSE value END) AS DOUBLE PRECISION)"
 _ANY_HUGE: Final[LiteralString] = f"sum(CASE WHEN {_HUGE} THEN 1 ELSE 0 END) > 0"

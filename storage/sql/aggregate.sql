@@ -61,8 +61,8 @@ SELECT h.entity_id, h.attribute_id, h.bucket AS ts, h.readings, h.minimum{cast} 
 -- name: reading_as_rollup
 -- A reading at the ragged end of a range, as a bucket of one.
 SELECT entity_id, attribute_id, ts, 1::bigint, value, value,
-       CASE WHEN abs(value::float8) >= 1e140 AND abs(value::float8) < 'Infinity' THEN 'NaN'::double precision ELSE value END,
-       CASE WHEN abs(value::float8) < 1e140 THEN 0 ELSE 'NaN'::double precision END, ts, value, ts, value
+       CASE WHEN {huge} THEN 'NaN'::double precision ELSE value END,
+       CASE WHEN {tame} THEN 0 ELSE 'NaN'::double precision END, ts, value, ts, value
   FROM ({source}) r
 
 -- name: merge_rollups
