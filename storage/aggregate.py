@@ -31,12 +31,13 @@ from storage.aggregate_series import AggregateRow, by_result_type, check_types, 
 from storage.aggregate_text import within_text
 from storage.binary import Int4Array, Int8Array, TimestampArray
 from storage.errors import StorageError
+from storage.latest_condition import bound_filter, latest_condition
+from storage.materialization_watermark import follower_watermark
 from storage.model import Attribute, ValueType
 from storage.read_model import EntityNotFound
 from storage.read_series import attributes_by_name, entity_ids
 from storage.read_session import ReadSession
 from storage.read_wire import Timestamp
-from storage.search import bound_filter, follower_watermark, latest_condition, oldest_shown
 from storage.statements import statements
 from storage.times import HOUR_US, MINUTE_US, SECOND_US
 
@@ -132,8 +133,7 @@ async def aggregate(
     """
     attributes = list((await attributes_by_name(session, question.attributes)).values())
     check_types(question, attributes)
-    oldest_us = await oldest_shown(session)
-    start_us = max(question.start_us, oldest_us)
+    start_us = max(question.start_us, session.oldest_us)
     end_us = min(question.end_us, session.as_of_us + AHEAD_US)
     edges: list[int] = []
     if start_us < end_us:
@@ -153,7 +153,7 @@ async def aggregate(
             raise TooManyPoints(len(found))
     return AggregateAnswer(
         as_of_us=session.as_of_us if rolled is None else min(session.as_of_us, rolled.as_of_us),
-        complete_from_us=oldest_us,
+        complete_from_us=session.oldest_us,
         source=AggregateSource.READINGS if rolled is None else AggregateSource.ROLLUP,
         series=series_of(question, attributes, await _named(session, found)),
     )
@@ -176,7 +176,7 @@ async def selected_devices(
     parameters = {
         "type": selection.entity_type,
         "labels": Jsonb(dict(selection.labels)),
-        "oldest": Timestamp(await oldest_shown(session)),
+        "oldest": Timestamp(session.oldest_us),
         "limit": limit + 1,
         "by_id": Int8Array(by_id or []),
         **found,

@@ -62,10 +62,10 @@ async def read_page(
         if name not in entities:
             raise EntityNotFound(name)
     attributes = await attributes_by_name(session, question.attributes)
-    row = await (await session.run("begin_series")).fetchone()
-    start_us = question.start_us if row is None else max(question.start_us, row[0])
+    start_us = max(question.start_us, session.oldest_us)
     if start_us >= question.end_us:
         return SeriesPage(session.as_of_us, [], None)
+    await session.run("plan_series")
     names = {entity_id: name for name, entity_id in entities.items()}
     page = _Page(
         session,

@@ -65,6 +65,11 @@ class ReadSession:
         """The answer includes everything committed before this time on the primary's clock."""
         return self.snapshot.as_of_us
 
+    @property
+    def oldest_us(self) -> int:
+        """Readings before this time, in microseconds, are past the tenant's retention and not shown."""
+        return self.snapshot.complete_from_us or 0
+
     async def run(self, name: str, parameters: Mapping[str, Any] | None = None) -> AsyncCursor[tuple[Any, ...]]:
         """Run a statement of reads.sql; `tenant` is filled in. Timestamps come as microseconds."""
         return await self.run_text(statements("reads.sql")[name], parameters)

@@ -9,14 +9,15 @@ when its watermark, read in the same snapshot, is as fresh as the answer must be
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 from psycopg import sql
 
 from storage.binary import Int4Array, Int8Array
-from storage.filter.bind import Bound, attribute_names, bind, compared_attributes, needs_a_value, required_type
+from storage.filter.bind import Bound, compared_attributes, needs_a_value, required_type
 from storage.filter.compile import compile_filter
-from storage.filter.syntax import parse
+from storage.latest_condition import bound_filter, latest_condition
+from storage.materialization_watermark import Watermark
 from storage.model import Attribute
 from storage.read_model import (
     MAX_LATEST_VALUES,
@@ -33,9 +34,6 @@ from storage.read_wire import Timestamp
 from storage.statements import statements
 
 _SQL = statements("search.sql")
-
-# Far more than lies between two heartbeats, as long as there are any.
-_BEATS_APART_US: Final = 1_000_000
 
 
 class SearchSource(StrEnum):
@@ -81,26 +79,6 @@ class FindPage:
 
 
 @dataclass(frozen=True, slots=True)
-class Watermark:
-    """How far rollups and projections are, from the snapshot of the data."""
-
-    # They hold everything committed before, on the primary's clock.
-    as_of_us: int
-    # The snapshot is a replica's.
-    on_replica: bool
-
-    def proves(self, needed_as_of_us: int, snapshot_as_of_us: int) -> bool:
-        """Whether they are fresh enough, next to what the snapshot says of its own time.
-
-        One from beyond that was written before the primary's clock was set back, or by a primary whose clock was ahead
-        of this one's: what is committed before it need not be in them. On a replica the time is the last heartbeat's,
-        and a round that committed after it is of no future.
-        """
-        latest_us = snapshot_as_of_us + (_BEATS_APART_US if self.on_replica else 0)
-        return needed_as_of_us <= self.as_of_us <= latest_us
-
-
-@dataclass(frozen=True, slots=True)
 class Projection:
     """A projection that serves, as the planner needs it."""
 
@@ -128,7 +106,6 @@ async def find_entities(
     """
     returned = await _returned(session, question.attributes)
     bound = await bound_filter(session, question.filter)
-    oldest_us = await oldest_shown(session)
     projection = None
     if needed_as_of_us is not None:
         able = [p for p in await serving_projections(session) if p.watermark.proves(needed_as_of_us, session.as_of_us)]
@@ -136,7 +113,7 @@ async def find_entities(
     parameters: dict[str, Any] = {
         "after": after,
         "only": question.only,
-        "oldest": Timestamp(oldest_us),
+        "oldest": Timestamp(session.oldest_us),
         "limit": page_size + 1,
     }
     covered: list[Attribute] = []
@@ -146,7 +123,7 @@ async def find_entities(
         covered = [a for a in returned if a.attribute_id in projection.attribute_ids]
         rows = await _from_projection(session, bound, projection, covered, parameters)
     shown = rows[:page_size]
-    values = {row[0]: _projected(covered, row[5:], oldest_us) for row in shown}
+    values = {row[0]: _projected(covered, row[5:], session.oldest_us) for row in shown}
     rest = [a for a in returned if a not in covered]
     if rest and shown:
         for entity_id, readings in (await _latest(session, list(values), rest)).items():
@@ -164,24 +141,6 @@ async def find_entities(
         devices=devices,
         last=devices[-1].entity.name if len(rows) > page_size else None,
     )
-
-
-async def bound_filter(session: ReadSession, text: str) -> Bound:
-    """A filter, typed by the tenant's attributes. Raises as `find_entities`."""
-    expression = parse(text)
-    names = attribute_names(expression)
-    return bind(expression, await attributes_by_name(session, names) if names else {})
-
-
-async def oldest_shown(session: ReadSession) -> int:
-    """The time in microseconds before which readings are past the tenant's retention."""
-    return session.snapshot.complete_from_us or 0
-
-
-async def follower_watermark(session: ReadSession) -> Watermark | None:
-    """Up to when rollups and projections are complete in this snapshot; None: that is not known."""
-    row = await (await session.run_text(_SQL["follower_watermark"])).fetchone()
-    return None if row is None or row[0] is None else Watermark(*row)
 
 
 async def serving_projections(session: ReadSession) -> list[Projection]:
@@ -210,21 +169,6 @@ async def _returned(session: ReadSession, names: Sequence[str]) -> list[Attribut
     return list(found.values())
 
 
-class _LatestColumns:
-    """The fields of a filter in find_by_latest; see `Columns`."""
-
-    name: sql.Composable = sql.SQL("e.external_id")
-    entity_type: sql.Composable = sql.SQL("e.entity_type")
-    labels: sql.Composable = sql.SQL("e.labels")
-    prefix_indexed: bool = False
-
-    def value(self, attribute: Attribute) -> sql.Composable:
-        return sql.SQL("{}.value").format(_alias(attribute))
-
-    def shown(self, _: Attribute) -> sql.Composable | None:
-        return None
-
-
 class _ProjectionColumns:
     """The fields of a filter in find_by_projection; see `Columns`."""
 
@@ -238,20 +182,6 @@ class _ProjectionColumns:
 
     def shown(self, attribute: Attribute) -> sql.Composable | None:
         return sql.SQL("{} >= {}").format(sql.Identifier("p", f"t{attribute.attribute_id}"), sql.Placeholder("oldest"))
-
-
-def latest_condition(bound: Bound) -> tuple[sql.Composable, sql.Composable, dict[str, Any]]:
-    """Joins, condition and parameters for a statement over `entities e` that names %(oldest)s."""
-    compiled = compile_filter(bound, _LatestColumns())
-    joins = sql.SQL("\n").join(
-        sql.SQL(_SQL["latest_value"]).format(
-            column=sql.Identifier(f"{attribute.type}_value"),
-            attribute=sql.Literal(attribute.attribute_id),
-            alias=_alias(attribute),
-        )
-        for attribute in compared_attributes(bound)
-    )
-    return joins, compiled.condition, compiled.parameters
 
 
 async def _from_latest(session: ReadSession, bound: Bound, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -324,7 +254,3 @@ def _entity(row: Sequence[Any]) -> Entity:
     name, kind, labels, created_us = row
     # Labels are text by contract; a number that an operator's SQL put there must not fail every list.
     return Entity(name, kind, {str(k): str(v) for k, v in labels.items()}, created_us)
-
-
-def _alias(attribute: Attribute) -> sql.Identifier:
-    return sql.Identifier(f"l{attribute.attribute_id}")

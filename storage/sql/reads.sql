@@ -7,8 +7,9 @@
 -- name: enter_tenant
 -- Names the tenant whose rows the views show, bounds every statement in the database itself (should the caller die,
 -- nobody else would cancel it), and says what the snapshot proves. As of when the answer is: now() is the start of the
--- transaction and so lies before its snapshot; that holds on the primary alone, so a standby has to be told apart. No
--- JIT, no workers: compiling or forking costs more than any of these reads takes.
+-- transaction and so lies before its snapshot; that holds on the primary alone, so a standby has to be told apart. And
+-- the oldest time shown: readings before it are past the tenant's retention, or were when that was shorter, whether or
+-- not their partition is gone. No JIT, no workers: compiling or forking costs more than any of these reads takes.
 SELECT now(),
        -- CASE, because the view of tenants shows nothing until the tenant is named, and CASE keeps that order.
        CASE WHEN set_config('atlasco.tenant_id', %(tenant)s::text, true) <> '' THEN
@@ -41,20 +42,15 @@ SELECT (SELECT beat_at FROM public.heartbeat WHERE database_id = %(database)s),
 -- The reading time below which everything of the tenant in this snapshot is in the warehouse too.
 SELECT public.warehouse_seam(%(tenant)s)
 
--- name: begin_series
--- The oldest time shown: readings before it are past the tenant's retention, or were when that was shorter, whether or
--- not their partition is gone.
--- And, for the statements that follow: plans for the very range (a generic one holds every partition of the tenant),
--- which read in key order and stop at the page's end. A plan that collects the range first and sorts it looks as
--- cheap to a planner that misjudges the range, and costs the whole range for every page.
-SELECT greatest(now() - retention, kept_from),
-       set_config('plan_cache_mode', 'force_custom_plan', true),
+-- name: plan_series
+-- Plans for the very range (a generic one holds every partition of the tenant), which read in key order and stop at the
+-- page's end. A plan that collects the range first and sorts it looks as cheap to a planner that misjudges the range,
+-- and costs the whole range for every page.
+SELECT set_config('plan_cache_mode', 'force_custom_plan', true),
        set_config('enable_sort', 'off', true),
        set_config('enable_hashagg', 'off', true),
        set_config('enable_bitmapscan', 'off', true),
        set_config('enable_seqscan', 'off', true)
-  FROM tenants
- WHERE tenant_id = %(tenant)s
 
 -- name: find_entities
 SELECT external_id, entity_id

@@ -315,7 +315,7 @@ def plan(owner: psycopg.Connection[Any], known: Known, days: float, *types: Valu
     with psycopg.connect(known.dsn("reader"), options="-c search_path=tenant_data,public") as connection:
         cursor = connection.cursor()
         cursor.execute(statements("reads.sql")["enter_tenant"], {"tenant": str(tenant), "timeout_ms": "10000"})
-        cursor.execute(statements("reads.sql")["begin_series"], {"tenant": tenant})
+        cursor.execute(statements("reads.sql")["plan_series"])
         cursor.execute(
             psycopg.sql.SQL("EXPLAIN (COSTS OFF) {}").format(page_statement(types, descending=descending)),
             {
