@@ -26,11 +26,12 @@ from runtime.metrics import NullMetrics
 from storage.binary import COPY_COLUMNS, copy_rows
 from storage.database import PoolSettings, Role, make_pool
 from storage.model import Columns, ValueType
-from storage.partitions import US_PER_DAY, HistoryCoverage, tenant_slot
+from storage.partitions import HistoryCoverage, tenant_slot
 from storage.rollup.config import RollupConfig
 from storage.rollup.declare import create_rollup
 from storage.rollup.service import rollup_pool
 from storage.rollup.worker import Worker
+from storage.times import DAY_US
 
 SAMPLE_US = 300_000_000
 """Between two readings of a series, microseconds."""
@@ -76,7 +77,7 @@ class History:
             stack, self.database, {a.name: VALUE_TYPES[a.type.name] for a in all_attributes()}
         )
         make_entities(stack, self.database, tenant, np.arange(self.devices), ENTITY_TYPE)
-        days = np.arange(start_us // US_PER_DAY, (end_us - 1) // US_PER_DAY + 1)
+        days = np.arange(start_us // DAY_US, (end_us - 1) // DAY_US + 1)
         asyncio.run(_partitions(stack, self.database, tenant, days))
         say(f"{self.devices:,} devices, {self.samples} samples of {len(attributes)} attributes")
         context = get_context("spawn")
@@ -84,7 +85,7 @@ class History:
             for day in days.tolist():
                 first, last = (
                     (min(max(at, start_us), end_us) - start_us) // SAMPLE_US
-                    for at in (day * US_PER_DAY, (day + 1) * US_PER_DAY)
+                    for at in (day * DAY_US, (day + 1) * DAY_US)
                 )
                 parts = [
                     _Part(

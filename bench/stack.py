@@ -23,8 +23,9 @@ from storage.database import PoolSettings, Role, make_pool
 from storage.migrations import grant_logins, migrate
 from storage.model import ValueType
 from storage.outbox import ensure_outbox
-from storage.partitions import US_PER_DAY, HistoryCoverage
+from storage.partitions import HistoryCoverage
 from storage.registry import AttributeWanted, Registry
+from storage.times import DAY_US
 
 INGEST_LOGIN = "bench_ingest"
 QUERY_LOGIN = "bench_query"
@@ -133,7 +134,7 @@ class Stack:
             for index in range(KNOWN_DEVICES):
                 name = device_name(index)
                 await registry.open_stream(tenant, name, ENTITY_TYPE, {}, uuid4(), most_unconfirmed=1)
-            today = int(datetime.now(UTC).timestamp()) * 1_000_000 // US_PER_DAY
+            today = int(datetime.now(UTC).timestamp()) * 1_000_000 // DAY_US
             await HistoryCoverage(pool).ensure(tenant.tenant_id, np.arange(today - 1, today + 2, dtype=np.int64))
             await ensure_outbox(pool)
         finally:

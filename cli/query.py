@@ -1,4 +1,4 @@
-"""`atlasco query`: latest values, series, devices, attributes and freshness, as a table or as JSON lines."""
+"""`atlasco query`: latest values, series, aggregates, searches and freshness, as a table or as JSON lines."""
 
 import argparse
 import os
@@ -21,6 +21,8 @@ examples:
   atlasco query series pump-7 --attribute temperature --start 2026-01-01 --end 2026-02-01T12:00:00Z --json
   atlasco query latest pump-7 --freshness dashboard --explain
   atlasco query export pump-7 --attribute temperature --start -90d --freshness analytics --json > readings.jsonl
+  atlasco query find 'temperature > 80 and status = "active"' --attribute temperature
+  atlasco query aggregate temperature --type pump --bucket 1h --time-zone Europe/Berlin --start -7d --by device
   atlasco query freshness
 
 Without --ca the connection is plaintext, for a gateway in development mode on this machine: name the tenant with

@@ -20,8 +20,12 @@ class BadArgument(Exception):
     """The command line or the environment is wrong; the text says which part."""
 
 
-def add_question(questions: Any, name: str, text: str, ask: Any, *, is_fresh: bool = True) -> argparse.ArgumentParser:
-    """Add a question: `ask` has its rows. `is_fresh`: it is asked with a freshness."""
+def add_question(
+    questions: Any, name: str, text: str, ask: Any, *, is_fresh: bool = True, timeout_s: float | None = 30.0
+) -> argparse.ArgumentParser:
+    """Add a question: `ask` has its rows. `is_fresh`: it is asked with a freshness. `timeout_s`: the default; None: no
+    limit, for one whose answer is as long as its caller reads.
+    """
     parser: argparse.ArgumentParser = questions.add_parser(name, help=text, description=f"Lists {text}.")
     parser.set_defaults(ask=ask)
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
@@ -31,7 +35,8 @@ def add_question(questions: Any, name: str, text: str, ask: Any, *, is_fresh: bo
         metavar="N",
         help=f"at most N rows, 0: all (default: {TABLE_ROWS} in a table, all as JSON)",
     )
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="per request (default: 30)")
+    patience = "for all of it (default: no limit)" if timeout_s is None else f"per request (default: {timeout_s:g})"
+    parser.add_argument("--timeout", type=float, default=timeout_s, metavar="SECONDS", help=patience)
     if is_fresh:
         freshness = parser.add_argument_group("freshness")
         freshness.add_argument(
@@ -109,3 +114,21 @@ def freshness_of(arguments: argparse.Namespace) -> query_pb2.Freshness | None:
     except ValueError:
         raise BadArgument(f"--read-token {arguments.read_token!r} is not hexadecimal") from None
     return freshness
+
+
+def add_labels(parser: argparse.ArgumentParser) -> None:
+    """Add --label; see `labels_of`."""
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="KEY=VALUE", help="only devices with this label; repeatable"
+    )
+
+
+def labels_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """The labels that devices must have. Raises BadArgument."""
+    labels = {}
+    for label in arguments.label:
+        key, separator, value = label.partition("=")
+        if not key or not separator:
+            raise BadArgument(f"--label {label!r} must be KEY=VALUE")
+        labels[key] = value
+    return labels

@@ -8,7 +8,7 @@ from typing import Any
 
 from atlasco.telemetry.v1 import query_pb2
 
-from cli.query_arguments import BadArgument, add_question, take_relative_times
+from cli.query_arguments import BadArgument, add_labels, add_question, labels_of, take_relative_times
 from cli.query_gateway import LIST_PAGE, Gateway
 from cli.query_print import Row
 from cli.times import parse_time, time_text
@@ -37,6 +37,7 @@ def add_questions(questions: Any) -> None:
     summary.add_argument("attributes", nargs="+", metavar="ATTRIBUTE")
     summary.add_argument("--device", action="append", default=[], metavar="NAME", help="only this one; repeatable")
     summary.add_argument("--type", default="", metavar="TYPE", help="only devices of this type")
+    add_labels(summary)
     summary.add_argument("--filter", default="", metavar="FILTER", help="only devices that meet it; see `find`")
     summary.add_argument(
         "--function", action="append", choices=_FUNCTIONS, help="repeatable (default: count, min, max and mean)"
@@ -45,7 +46,7 @@ def add_questions(questions: Any) -> None:
     summary.add_argument(
         "--bucket", metavar="WIDTH", help="1s to 30s, 1m to 30m, 1h to 12h, 1d, 1w or 1mo (default: one for the range)"
     )
-    summary.add_argument("--time-zone", default="UTC", metavar="NAME", help="whose clock buckets follow (default: UTC)")
+    summary.add_argument("--time-zone", metavar="NAME", help="whose clock buckets follow (default: UTC)")
     summary.add_argument("--by", action="append", choices=("device", "attribute"), default=[], help="repeatable")
     summary.add_argument("--start", required=True, metavar="TIME", help="from here on; as in `series`")
     summary.add_argument("--end", default="now", metavar="TIME", help="up to here, exclusive (default: now)")
@@ -76,7 +77,10 @@ def _aggregate(gateway: Gateway, arguments: argparse.Namespace) -> Iterator[Row]
     groups = {"device": query_pb2.AGGREGATE_GROUP_ENTITY, "attribute": query_pb2.AGGREGATE_GROUP_ATTRIBUTE}
     request = query_pb2.AggregateRequest(
         selection=query_pb2.Selection(
-            entities=dict.fromkeys(arguments.device), entity_type=arguments.type, filter=arguments.filter
+            entities=dict.fromkeys(arguments.device),
+            entity_type=arguments.type,
+            labels=labels_of(arguments),
+            filter=arguments.filter,
         ),
         attributes=dict.fromkeys(arguments.attributes),
         start_time_us=parse_time(arguments.start, now_us, "--start"),
@@ -107,11 +111,13 @@ def _values(column: query_pb2.AggregateColumn) -> Any:
     return column.double_values or column.int64_values or column.bool_values or column.string_values
 
 
-def _bucket(text: str | None, time_zone: str) -> query_pb2.Bucket | None:
+def _bucket(text: str | None, time_zone: str | None) -> query_pb2.Bucket | None:
     if text is None:
+        if time_zone is not None:
+            raise BadArgument("--time-zone says where buckets begin: give --bucket too")
         return None
     matched = _BUCKET.fullmatch(text)
     if matched is None:
         raise BadArgument(f"--bucket {text!r} is no width: use 10s, 15m, 1h, 1d, 1w or 1mo")
     width, unit = matched.groups()
-    return query_pb2.Bucket(unit=_UNITS[unit], width=int(width or 1), time_zone=time_zone)
+    return query_pb2.Bucket(unit=_UNITS[unit], width=int(width or 1), time_zone=time_zone or "UTC")

@@ -143,4 +143,6 @@ def failure(error: grpc.RpcError, target: str) -> tuple[str, int]:
             f"no gateway answers at {target}: {text} (`make demo` or `atlasco serve` starts one; --target names it)",
             3,
         )
-    return f"{code}: {text}", 1
+    # A deadline that the gateway did not tell of in time.
+    hint = f" ({HINTS['QUERY_DEADLINE']})" if code == "DEADLINE_EXCEEDED" else ""
+    return f"{code}: {text}{hint}", 1

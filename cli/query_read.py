@@ -7,7 +7,7 @@ from typing import Any
 
 from atlasco.telemetry.v1 import common_pb2, query_pb2
 
-from cli.query_arguments import BadArgument, add_question, limit_of, take_relative_times
+from cli.query_arguments import add_labels, add_question, labels_of, limit_of, take_relative_times
 from cli.query_gateway import LIST_PAGE, Gateway, source_name
 from cli.query_print import Row
 from cli.times import ABSOLUTE, parse_time, time_text
@@ -41,13 +41,12 @@ def add_questions(questions: Any) -> None:
     latest.add_argument("--attribute", action="append", default=[], metavar="NAME", help="only this one; repeatable")
 
     _add_range(add_question(questions, "series", "readings of devices in a time range", _series))
-    _add_range(add_question(questions, "export", "the same readings as one stream, for millions of them", _export))
+    text = "the same readings as one stream, for millions of them"
+    _add_range(add_question(questions, "export", text, _export, timeout_s=None))
 
     devices = add_question(questions, "devices", "the tenant's devices", _devices)
     devices.add_argument("--type", default="", metavar="TYPE", help="only devices of this type")
-    devices.add_argument(
-        "--label", action="append", default=[], metavar="KEY=VALUE", help="only devices with this label; repeatable"
-    )
+    add_labels(devices)
 
     add_question(questions, "attributes", "the tenant's attributes", _attributes)
 
@@ -144,13 +143,9 @@ def _readings(found: Iterable[query_pb2.Series]) -> Iterator[Row]:
 
 
 def _devices(gateway: Gateway, arguments: argparse.Namespace) -> Iterator[Row]:
-    labels = {}
-    for label in arguments.label:
-        key, separator, value = label.partition("=")
-        if not key or not separator:
-            raise BadArgument(f"--label {label!r} must be KEY=VALUE")
-        labels[key] = value
-    request = query_pb2.ListEntitiesRequest(entity_type=arguments.type, labels=labels, page_size=LIST_PAGE)
+    request = query_pb2.ListEntitiesRequest(
+        entity_type=arguments.type, labels=labels_of(arguments), page_size=LIST_PAGE
+    )
     for page in gateway.pages("ListEntities", request):
         for entity in page.entities:
             yield {

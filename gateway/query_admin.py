@@ -23,8 +23,6 @@ from storage.deletion import (
     order_deletion,
 )
 from storage.registry import Registry
-from storage.relay.cursor import microseconds
-from storage.rollup.buckets import moment
 from storage.rollup.declare import (
     DeclarationExists,
     DeclarationInvalid,
@@ -43,6 +41,7 @@ from storage.rollup.declare import (
     list_projections,
     list_rollups,
 )
+from storage.times import microseconds, moment
 
 Answer = TypeVar("Answer")
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]

@@ -11,9 +11,10 @@ from router.clock import Instant
 from router.outcome import Routed
 from router.plan import Need, Plan, SourceKind, Standing, Unplannable
 from router.tiers import DegradedReason
+from storage.times import DAY_US
 
 # A year: a longer bound is as good as none, and times computed with it could overflow 64 bits.
-_LONGEST_STALENESS_US: Final = 366 * 86_400_000_000
+_LONGEST_STALENESS_US: Final = 366 * DAY_US
 _TOKEN_BYTES: Final = 8
 
 SOURCES: Final["Mapping[SourceKind, query_pb2.Provenance.Source.ValueType]"] = {

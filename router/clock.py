@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from storage.times import SECOND_US
+
 # How far two clocks drift apart in the worst case, as parts of the time that passes: a crystal is off by 100 ppm at
 # most, a clock being corrected runs up to 500 ppm faster or slower.
 _DRIFT: Final = 1e-3
-
-_SECOND_US: Final = 1_000_000
 
 
 def _running_ns() -> int:
@@ -76,4 +76,4 @@ class PrimaryClock:
     @property
     def age_s(self) -> float | None:
         """Seconds since the last measurement."""
-        return None if self._bounds is None else (self.own_us() - self._bounds[2]) / _SECOND_US
+        return None if self._bounds is None else (self.own_us() - self._bounds[2]) / SECOND_US

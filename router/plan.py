@@ -24,8 +24,7 @@ from enum import Enum, StrEnum
 from itertools import takewhile
 
 from router.clock import Instant
-
-DAY_US = 86_400_000_000
+from storage.times import DAY_US
 
 
 class SourceKind(StrEnum):

@@ -29,9 +29,9 @@ from storage.errors import StorageError, translated
 from storage.model import ValueType, bucket_of, lane_of
 from storage.outbox import WIRE_TYPES
 from storage.read_model import EntityNotFound
-from storage.rollup.buckets import moment
 from storage.rollup.projection import table_of
 from storage.statements import statements
+from storage.times import moment
 
 _SQL = statements("deletion.sql")
 _READINGS_PER_STEP: Final = 5_000

@@ -23,8 +23,6 @@ from storage.errors import DataRefused, StorageError, translated
 from storage.statements import statements
 from storage.times import DAY_US, EPOCH
 
-US_PER_DAY = DAY_US
-
 # A statement makes at most so many days at once: each range takes some ten locks until the transaction ends, and the
 # server's lock table is shared by everybody.
 _DAYS_PER_CALL = 31
@@ -51,7 +49,7 @@ def tenant_slot(tenant_id: int) -> tuple[int, int]:
 
 def days_of(time_us: NDArray[np.int64]) -> NDArray[np.int64]:
     """The distinct days, ascending, that timestamps (microseconds since 1970, any sign) fall on."""
-    return np.unique(time_us // US_PER_DAY)
+    return np.unique(time_us // DAY_US)
 
 
 def contiguous_runs(days: NDArray[np.int64], longest: int = _DAYS_PER_CALL) -> list[tuple[int, int]]:
@@ -146,7 +144,7 @@ class HistoryCoverage:
         ranges = self._slots.get(tenant_slot(tenant_id)[0])
         if ranges is None or not ranges.retired.any():
             return np.zeros(time_us.shape, np.bool_)
-        return ranges.is_retired(time_us // US_PER_DAY)
+        return ranges.is_retired(time_us // DAY_US)
 
     async def refresh(self, tenant_id: int) -> None:
         """Read the ranges of a tenant's customer partition again.

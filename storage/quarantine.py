@@ -34,8 +34,9 @@ from storage.database import Connection, Pool, PoolSettings, Role, make_pool
 from storage.errors import DataRefused, NoPartition, StorageError, TransactionConflict, translated
 from storage.model import Attribute, BatchMessage, Columns, Names, Outcome, ValueType, WriteBatch, lane_of
 from storage.outbox import ensure_outbox
-from storage.partitions import US_PER_DAY, HistoryCoverage, HistoryLimitReached, OutsideClockWindow
+from storage.partitions import HistoryCoverage, HistoryLimitReached, OutsideClockWindow
 from storage.statements import statements
+from storage.times import DAY_US
 
 _ROWS_PER_BATCH = 2_000
 # Tries of a batch that lost a race with other writers or with maintenance.
@@ -243,7 +244,7 @@ class _Release:
     async def _placed(self, rows: Sequence[_Row]) -> list[_Row]:
         """Make the partitions that the readings need; those that live ranges take."""
         times = np.array([row.time_us for row in rows], np.int64)
-        days = times // US_PER_DAY
+        days = times // DAY_US
         missing = Kept.NO_ROOM
         try:
             await self._coverage.ensure(self._tenant_id, days)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 
-from storage.times import microseconds as microseconds  # noqa: PLC0414 - storage.rollup and the gateway take it from here
-
 NOTHING = "3:3:"
 """The snapshot in which nothing is visible."""
 

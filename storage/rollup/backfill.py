@@ -13,12 +13,12 @@ from typing import Final, LiteralString
 from storage.binary import Int4Array, Int8Array
 from storage.database import Connection
 from storage.model import ValueType
-from storage.relay.cursor import microseconds
 from storage.rollup.buckets import ROLLED_TYPES, ensure, fill
 from storage.rollup.dirty import Declarations
 from storage.rollup.isolation import Isolation, Kind, Part
 from storage.rollup.projection import refresh
 from storage.statements import statements
+from storage.times import microseconds
 
 _ROLLUP = statements("rollup.sql")
 _PROJECTION = statements("projections.sql")

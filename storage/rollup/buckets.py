@@ -1,22 +1,19 @@
 """Computing buckets: minutes from readings, hours from minutes. All of it within a caller's transaction."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Final, LiteralString
 
 import numpy as np
 
-from storage.aggregate_buckets import HOUR_US
 from storage.aggregate_doubles import is_huge, quotient, squares
 from storage.binary import Int4Array, Int8Array, TimestampArray
 from storage.database import Connection
 from storage.model import ValueType
 from storage.rollup.dirty import Keys, hours_of
 from storage.statements import statements
+from storage.times import DAY_US, moment
 
 _SQL = statements("rollup.sql")
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_DAY_US: Final = 24 * HOUR_US
 
 ROLLED_TYPES: Final = (ValueType.DOUBLE, ValueType.BIGINT)
 """The types of which there are rollups."""
@@ -39,11 +36,6 @@ _MEAN: Final[LiteralString] = quotient("n.total::double precision", "n.readings"
 
 # Buckets of one statement: bounds its time and its arrays.
 _PER_STATEMENT: Final = 10_000
-
-
-def moment(time_us: int) -> datetime:
-    """Microseconds since 1970 as a time."""
-    return _EPOCH + timedelta(microseconds=time_us)
 
 
 async def compute(connection: Connection, tenant_id: int, value_type: ValueType, minutes: Keys, floor_us: int) -> int:
@@ -99,11 +91,11 @@ async def _compute(connection: Connection, name: str, tenant_id: int, value_type
 
 def _by_day(keys: Keys) -> Iterator[tuple[Keys, int, int]]:
     """Buckets of one day at a time, for a statement that spans years would be planned over all their partitions."""
-    days = keys[:, 2] // _DAY_US
+    days = keys[:, 2] // DAY_US
     for day in np.unique(days).tolist():
         of_day = keys[days == day]
         for at in range(0, len(of_day), _PER_STATEMENT):
-            yield of_day[at : at + _PER_STATEMENT], day * _DAY_US, (day + 1) * _DAY_US
+            yield of_day[at : at + _PER_STATEMENT], day * DAY_US, (day + 1) * DAY_US
 
 
 def _overall(window: LiteralString) -> LiteralString:

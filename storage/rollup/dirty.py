@@ -10,10 +10,10 @@ from atlasco.telemetry.v1 import change_pb2
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from storage.aggregate_buckets import HOUR_US, MINUTE_US
 from storage.errors import StorageDefect
 from storage.model import Int64s, ValueType
 from storage.relay.cursor import Batch
+from storage.times import HOUR_US, MINUTE_US
 
 Keys: TypeAlias = NDArray[np.int64]
 """Rows of (entity id, attribute id, bucket in microseconds), distinct and sorted."""

@@ -12,7 +12,7 @@ from storage.database import Connection, Pool
 from storage.deletion import DueDeletion, delete_step, due_deletion, forget_deletions, note_problem
 from storage.errors import StorageError, StorageUnavailable, TransactionConflict, translated
 from storage.model import ValueType
-from storage.relay.cursor import Recovery, microseconds
+from storage.relay.cursor import Recovery
 from storage.relay.drain import PageLimits
 from storage.rollup import follow
 from storage.rollup.backfill import (
@@ -30,6 +30,7 @@ from storage.rollup.isolation import Isolation, Kind, Part
 from storage.rollup.projection import refresh
 from storage.rollup.rests import Rests
 from storage.statements import statements
+from storage.times import microseconds
 
 log = logging.getLogger(__name__)
 

@@ -20,6 +20,10 @@ from gateway.status import Refusal, attribute_not_found, storage_unavailable, to
 NOW_US = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
 
 
+class Status(grpc.Status):  # type: ignore[misc]
+    """A status without a typed reason."""
+
+
 @dataclass
 class Script(query_pb2_grpc.QueryServiceServicer):
     """Answers in order, whatever is asked; a Refusal refuses. Keeps what it was asked."""
@@ -27,17 +31,25 @@ class Script(query_pb2_grpc.QueryServiceServicer):
     answers: list[Any] = field(default_factory=list)
     asked: list[Any] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
+    # Seconds that the caller gave the last question; of one without a deadline, hundreds of years.
+    given_s: float = 0.0
     target: str = ""
 
     def _answer(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.asked.append(request)
         self.metadata = dict(context.invocation_metadata())
+        self.given_s = context.time_remaining() or 0.0
         answer = self.answers.pop(0)
         if isinstance(answer, Refusal):
             context.abort_with_status(to_status(answer))
+        if isinstance(answer, grpc.Status):
+            context.abort_with_status(answer)
         return answer
 
-    BatchGetLatest = ReadSeries = ListEntities = ListAttributes = _answer
+    BatchGetLatest = ReadSeries = ListEntities = ListAttributes = Aggregate = _answer
+
+    def ExportSeries(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        yield self._answer(request, context)
 
 
 @pytest.fixture
@@ -171,6 +183,33 @@ def test_refusals_are_one_line(
     assert err.count("\n") == 1
 
 
+def test_an_export_has_all_the_time_that_its_reader_takes(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    end = query_pb2.ExportSeriesResponse(summary=query_pb2.ExportSummary())
+    export = ["export", "p", "--attribute", "a", "--start", "-90d", "--target", script.target, "--tenant", "t"]
+    script.answers = [end, end]
+    assert run(*export) == 0
+    assert script.given_s > 1e9
+    assert run(*export, "--timeout", "9") == 0
+    assert script.given_s < 30
+    capsys.readouterr()
+
+
+def test_the_clients_own_deadline_is_told_with_a_hint(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    status = Status()
+    status.code, status.details, status.trailing_metadata = grpc.StatusCode.DEADLINE_EXCEEDED, "over", ()
+    script.answers = [status]
+    assert run("attributes", *at(script)) == 1
+    assert "--timeout" in capsys.readouterr().err
+
+
+def test_an_aggregate_goes_by_labels(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers = [query_pb2.AggregateResponse()]
+    assert run("aggregate", "a", "--start", "-1h", "--label", "site=berlin", *at(script)) == 0
+    (asked,) = script.asked
+    assert dict(asked.selection.labels) == {"site": "berlin"}
+    capsys.readouterr()
+
+
 def test_no_gateway(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("attributes", "--tenant", "t", "--target", f"127.0.0.1:{free_port()}") == 3
     err = capsys.readouterr().err
@@ -190,6 +229,8 @@ def test_bad_arguments_name_the_flag(
         (["devices", "--tenant", "t", "--label", "nolabel"], "--label"),
         (["attributes", "--tenant", "t", "--limit", "-1"], "--limit"),
         ([*series, "--start", "yesterday"], "--start"),
+        (["aggregate", "a", "--tenant", "t", "--start", "-1h", "--label", "nolabel"], "--label"),
+        (["aggregate", "a", "--tenant", "t", "--start", "-1h", "--time-zone", "Mars/X"], "--bucket"),
         ([*series, "--start", "-1h", "--end", "-1y"], "--end"),
     ):
         assert run(*arguments) == 2, arguments

@@ -9,7 +9,8 @@ import pytest
 from embedded.errors import JavaMissing, MavenMissing
 from embedded.kafka import EmbeddedKafka
 from embedded.postgres import EmbeddedPostgres
-from storage.warehouse.local import LocalLimits, LocalWarehouse
+from storage.warehouse.local import LocalWarehouse
+from storage.warehouse.local_limits import LocalLimits
 from tests.loader.loader_support import Log, Running, make_log
 from tests.warehouse_fixtures import TestDatabase, database_server, fresh_database
 

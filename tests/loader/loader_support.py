@@ -22,7 +22,8 @@ from storage.kafka import KafkaConfig
 from storage.loader.config import LoaderConfig
 from storage.loader.follow import Follower
 from storage.loader.process import make_follower
-from storage.warehouse.local import LocalLimits, LocalWarehouse
+from storage.warehouse.local import LocalWarehouse
+from storage.warehouse.local_limits import LocalLimits
 from storage.warehouse.port import Warehouse
 from storage.warehouse.steps import AtStep, no_step
 from tests.warehouse_fixtures import Record, TestDatabase

@@ -15,7 +15,8 @@ from runtime.metric_definitions import MetricName
 from runtime.metrics import MemoryMetrics
 from storage.loader.process import log_end_of, redrive_dead_letters
 from storage.loader.rebuild import rebuild_warehouse
-from storage.warehouse.local import LocalLimits, LocalWarehouse
+from storage.warehouse.local import LocalWarehouse
+from storage.warehouse.local_limits import LocalLimits
 from storage.warehouse.port import Scope
 from storage.warehouse.steps import Step
 from tests.loader.loader_support import Log, Running, as_loader, loaded, wait_for

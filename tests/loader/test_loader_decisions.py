@@ -11,8 +11,9 @@ from storage.loader.decode import DecodedChanges, DecodedWatermark, Undecodable,
 from storage.loader.position import Begin, Continue, Halted, decide
 from storage.loader.snapshot import visible
 from storage.model import ValueType
+from storage.times import DAY_US
 from storage.warehouse.catalog import CataloguedFile
-from storage.warehouse.compaction import DAY_US, plan_merges
+from storage.warehouse.compaction import plan_merges
 from storage.warehouse.port import LoadState, SnapshotFilter
 from tests.warehouse_fixtures import T0, Record, change_record, doubles, watermark_record
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from storage.kafka import KafkaConfig, client_config, consumer_config, producer_config
 from storage.leases import share
-from storage.relay.cursor import Batch, Cursor, Page, Place, Recovery, after, end_of, microseconds, open_in, recovery
+from storage.relay.cursor import Batch, Cursor, Page, Place, Recovery, after, end_of, open_in, recovery
 from storage.relay.records import change_records, partition_of, watermark_records
 from storage.relay.split import ChangeTooLarge, split
+from storage.times import microseconds
 from tests.relay.relay_support import change_batch, changes_of, payload_of
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, UTC)

@@ -12,13 +12,14 @@ from storage.aggregate import aggregate
 from storage.aggregate_buckets import Bucket, BucketUnit
 from storage.aggregate_model import AggregateQuestion, AggregateSource, Function, Selection
 from storage.database import Pool, PoolSettings, Role, make_pool
+from storage.materialization_watermark import Watermark
 from storage.read_session import ReadSession, read_session
 from storage.read_tenants import TenantDirectory
-from storage.rollup.buckets import moment
 from storage.rollup.declare import create_projection, create_rollup, drop_projection, list_rollups
 from storage.rollup.worker import LONGEST_READ_S, Worker
-from storage.search import FindQuestion, SearchSource, Watermark, find_entities
+from storage.search import FindQuestion, SearchSource, find_entities
 from storage.statements import statements
+from storage.times import moment
 from tests.rollup.conftest import Clock, Write, make_worker, settle
 from tests.search.fleet import HOUR_US, MINUTE_US, TENANT, Fleet, found
 from tests.storage.conftest import QUERY_LOGIN, Database

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.clock import Instant, PrimaryClock
-from router.plan import DAY_US, Inquiry, Need, Plan, Policy, Shape, SourceKind, Standing, Unplannable, plan
+from router.plan import Inquiry, Need, Plan, Policy, Shape, SourceKind, Standing, Unplannable, plan
+from storage.times import DAY_US
 
 NOW = 1_800_000_000_000_000
 POLICY = Policy()

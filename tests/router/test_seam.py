@@ -13,7 +13,7 @@ from router.database import DatabaseSource
 from router.execute import Router
 from router.outcome import Routed
 from router.plan import Need, SourceKind
-from router.questions import Aggregates, SeriesRange, join_pages
+from router.questions import Aggregates, SeriesRange
 from router.tiers import DegradedReason
 from router.warehouse import WarehouseSource
 from storage.aggregate_buckets import Bucket, BucketUnit, bucket_edges
@@ -30,6 +30,7 @@ from storage.read_model import (
     SeriesQuestion,
 )
 from storage.read_tenants import TenantDirectory
+from storage.series_pages import join_pages
 from tests.router.platform import ATTRIBUTES, DAY_US, DEVICES, HOUR_US, TENANT, TYPES, Platform, some_rows
 
 TIMEOUT_S = 20.0

@@ -21,7 +21,8 @@ from storage.errors import QueryCanceled, StorageBusy, StorageDefect, StorageUna
 from storage.read_model import SeriesQuestion
 from storage.read_session import ReadSession
 from storage.read_warehouse import warehouse_names
-from storage.warehouse.local import LocalLimits, LocalWarehouse
+from storage.warehouse.local import LocalWarehouse
+from storage.warehouse.local_limits import LocalLimits
 from storage.warehouse.port import EVERYTHING, Completeness, Scope
 from storage.warehouse.reader import WarehouseReader
 from tests.router.platform import DAY_US, DEVICES, HOUR_US, TENANT, Platform

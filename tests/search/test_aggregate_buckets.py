@@ -109,6 +109,6 @@ def test_limits() -> None:
     with pytest.raises(TooManyPoints) as many:
         bucket_edges(Bucket(BucketUnit.SECOND), start, start + 100_002 * 1_000_000)
     assert many.value.limit == 100_000
-    for name in ("Europe/Atlantis", "Europe", "/etc/passwd", "../x", "", "\0"):
+    for name in ("Europe/Atlantis", "Europe", "/etc/passwd", "../x", "", "\0", "localtime", "right/UTC"):
         with pytest.raises(TimeZoneUnknown):
             bucket_edges(Bucket(BucketUnit.DAY, 1, name), start, start + HOUR_US)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.errors import NoPartition, StorageDefect, StorageError, TransactionConflict, translated
 from storage.partitions import (
-    US_PER_DAY,
     HistoryCoverage,
     HistoryLimitReached,
     OutsideClockWindow,
@@ -23,6 +22,7 @@ from storage.partitions import (
     days_of,
     tenant_slot,
 )
+from storage.times import DAY_US
 from tests.storage.conftest import INGEST_LOGIN, Database
 
 TODAY = int(datetime.now(UTC).timestamp()) // 86400
@@ -75,7 +75,7 @@ def test_runs_are_the_days_and_never_the_gaps(days: set[int], longest: int) -> N
 
 @pytest.mark.parametrize(
     ("time_us", "day"),
-    [(0, 0), (-1, -1), (US_PER_DAY - 1, 0), (US_PER_DAY, 1), (-US_PER_DAY, -1), (-US_PER_DAY - 1, -2)],
+    [(0, 0), (-1, -1), (DAY_US - 1, 0), (DAY_US, 1), (-DAY_US, -1), (-DAY_US - 1, -2)],
 )
 def test_the_day_of_a_timestamp(time_us: int, day: int) -> None:
     assert days_of(np.array([time_us, time_us], np.int64)).tolist() == [day]
@@ -148,7 +148,7 @@ async def test_a_retired_range_is_known_and_never_made_again(database: Database,
     coverage = HistoryCoverage(pool)
     days = array(TODAY - 2, TODAY - 1, TODAY)
     await coverage.ensure(acme, days)
-    times = days * US_PER_DAY + 5
+    times = days * DAY_US + 5
     assert coverage.retired(acme, times).tolist() == [False, False, False]
     [(suffix,)] = execute(
         database,
