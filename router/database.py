@@ -101,8 +101,8 @@ class DatabaseSource:
 
         async def answered(session: ReadSession) -> tuple[A, Proof]:
             proof = self.prove(session.snapshot, requirement, question)
-            ask = question.computed_ahead if requirement.only_ahead else question.from_database
-            answer = await ask(session, requirement.needed_as_of_us)
+            ask = question.from_materialization if requirement.materialized_only else question.from_database
+            answer = await ask(session, requirement.materialized_as_of_us)
             return answer, question.proven(answer, proof)
 
         return await self.within(tenant, answered, timeout_s)

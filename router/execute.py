@@ -56,7 +56,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 _ANALYTICAL = frozenset({Shape.SCAN, Shape.AGGREGATE})
-_AHEAD = frozenset({SourceKind.ROLLUP, SourceKind.PROJECTION})
+_MATERIALIZED = frozenset({SourceKind.ROLLUP, SourceKind.PROJECTION})
 _BEHIND_LOG = frozenset({SourceKind.WAREHOUSE, SourceKind.SPLIT})
 
 
@@ -194,8 +194,13 @@ class _Execution(Generic[A]):
         """The answer of one source; None when another one has to be asked."""
         began = monotonic()
         needed = None if step.kind is SourceKind.PRIMARY else self._plan.inquiry.needed_as_of_us
-        ahead = self._ahead_of_us()
-        requirement = Requirement(self._need, needed, stale=step.stale, whole_range=whole_range, needed_as_of_us=ahead)
+        requirement = Requirement(
+            self._need,
+            needed,
+            stale=step.stale,
+            whole_range=whole_range,
+            materialized_as_of_us=self._materialized_as_of_us(),
+        )
         try:
             answer, proof, attempts = await self._ask(step, requirement)
         except (Unproven, StorageUnavailable, TransactionConflict, FallbackBusy) as error:
@@ -213,7 +218,7 @@ class _Execution(Generic[A]):
             case SourceKind.WAREHOUSE:
                 answer, proof = await self._from_warehouse(requirement)
             case SourceKind.ROLLUP:
-                asked = replace(requirement, only_ahead=True)
+                asked = replace(requirement, materialized_only=True)
                 database = self._router.database(step.host)
                 answer, proof = await database.answer(self._tenant, question, asked, self._left_s())
             case _:
@@ -303,11 +308,11 @@ class _Execution(Generic[A]):
         return newer_from_us <= start_us or end_us - newer_from_us > self._router.policy.long_range_us
 
     def _marked(self, proof: Proof) -> Proof:
-        """The proof, marked where a database answered what is the warehouse's."""
+        """The proof, marked where a database answered in place of the warehouse."""
         is_analytical = (
             self._question.shape in _ANALYTICAL and self._need.max_staleness_us >= self._router.policy.analytical_us
         )
-        if not is_analytical or proof.kind in _BEHIND_LOG | _AHEAD:
+        if not is_analytical or proof.kind in _BEHIND_LOG | _MATERIALIZED:
             return proof
         failed = next((str(e) for s, e in self._failures if s.kind in _BEHIND_LOG), "")
         passed = next((v.reason for v in self._plan.verdicts if v.standing.kind is SourceKind.WAREHOUSE), "")
@@ -315,8 +320,8 @@ class _Execution(Generic[A]):
         mark = Degradation(DegradedReason.NO_WAREHOUSE, f"the {proof.name} answered in place of the warehouse: {why}")
         return replace(proof, degraded=(*proof.degraded, mark))
 
-    def _ahead_of_us(self) -> int | None:
-        # Watermarks of what was computed ahead say nothing about single transactions.
+    def _materialized_as_of_us(self) -> int | None:
+        # Watermarks of materializations say nothing about single transactions.
         return None if self._need.token is not None else self._plan.inquiry.needed_as_of_us
 
     def _is_retired(self, error: RangeNotHeld) -> bool:

@@ -25,7 +25,7 @@ class FallbackBusy(StorageError):
     retriable = True
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} questions that belong to another source run on the primary, the most there may be")
+        super().__init__(f"the primary runs {limit} questions of other sources already, which is the limit")
         self.limit = limit
 
 

@@ -136,7 +136,7 @@ class Aggregates(Question[AggregateAnswer]):
         with self._whole_decides():
             return await aggregate(session, self._question, needed_as_of_us=needed_as_of_us, only=self._only)
 
-    async def computed_ahead(self, session: ReadSession, needed_as_of_us: int | None) -> AggregateAnswer:
+    async def from_materialization(self, session: ReadSession, needed_as_of_us: int | None) -> AggregateAnswer:
         """See `Question`."""
         try:
             return await aggregate(

@@ -47,7 +47,7 @@ async def read_newer(
 ) -> Newer[A]:
     """The newer part of the range, from `database`, which decides where to cut.
 
-    `admit`: told where the newer part begins, it holds as long as that is read, or refuses it.
+    `admit`: what to enter while the newer part is read, given where that begins; it may refuse by raising.
 
     Raises:
         Unproven: the database's snapshot does not meet the requirement, or the question cannot be split.

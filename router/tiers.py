@@ -60,10 +60,10 @@ class Requirement:
     stale: bool = False
     # Refuse a range that begins before what the source keeps: another source may hold it.
     whole_range: bool = False
-    # For what was computed ahead, whatever the source: its watermark must not be before this; None: do not use it.
-    needed_as_of_us: int | None = None
-    # Nothing but what was computed ahead will do.
-    only_ahead: bool = False
+    # Of materializations, in whatever source: their watermark must not be before this; None: use none.
+    materialized_as_of_us: int | None = None
+    # Nothing but rollups will do.
+    materialized_only: bool = False
 
 
 class Unproven(StorageError):
@@ -107,20 +107,20 @@ class Question(ABC, Generic[A]):
     async def from_database(self, session: ReadSession, needed_as_of_us: int | None) -> A:
         """The answer from a snapshot of the primary or of a replica.
 
-        What was computed ahead (rollups, projections) lies in the same database, with a watermark of its own in the
-        same snapshot. It may be used when that is at or after `needed_as_of_us`; None: not at all.
+        Materializations (rollups, projections) lie in the same database, with a watermark of their own in the same
+        snapshot. They may be used when that is at or after `needed_as_of_us`; None: not at all.
         """
 
-    async def computed_ahead(self, session: ReadSession, needed_as_of_us: int | None) -> A:
-        """As `from_database`, from what was computed ahead alone. Only where `able` has ROLLUP.
+    async def from_materialization(self, session: ReadSession, needed_as_of_us: int | None) -> A:
+        """As `from_database`, from rollups alone. Only where `able` has ROLLUP.
 
         Raises:
-            Unproven: it does not answer the question, or is not complete up to `needed_as_of_us`.
+            Unproven: they do not answer the question, or are not complete up to `needed_as_of_us`.
         """
         raise NotImplementedError(type(self).__name__)
 
     def proven(self, answer: A, proof: Proof) -> Proof:
-        """What an answer of `from_database` claims: the snapshot's proof, or that of what was computed ahead."""
+        """What an answer of `from_database` claims: the snapshot's proof, or that of a materialization."""
         return proof
 
     @property

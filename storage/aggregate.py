@@ -32,7 +32,7 @@ from storage.aggregate_text import within_text
 from storage.binary import Int4Array, Int8Array, TimestampArray
 from storage.errors import StorageError
 from storage.latest_condition import bound_filter, latest_condition
-from storage.materialization_watermark import follower_watermark
+from storage.materialization_watermark import materialization_watermark
 from storage.model import Attribute, ValueType
 from storage.read_model import EntityNotFound
 from storage.read_series import attributes_by_name, entity_ids
@@ -129,7 +129,7 @@ async def aggregate(
         SelectionTooLarge: the filter selects more than MAX_SELECTED devices.
         TimeZoneUnknown: there is no such time zone.
         TooManyPoints: more than MAX_POINTS buckets, or buckets times groups.
-        TooMuchText: see there.
+        TooMuchText: the texts are more than an answer may hold.
     """
     attributes = list((await attributes_by_name(session, question.attributes)).values())
     check_types(question, attributes)
@@ -231,7 +231,7 @@ async def _rolled(
         a.type not in (ValueType.DOUBLE, ValueType.BIGINT) for a in attributes
     ):
         return None
-    watermark = await follower_watermark(session)
+    watermark = await materialization_watermark(session)
     if watermark is None or not watermark.proves(needed_as_of_us, session.as_of_us):
         return None
     parameters = {"attributes": Int4Array([a.attribute_id for a in attributes])}

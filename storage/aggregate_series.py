@@ -81,7 +81,7 @@ def series_of(
     """Rows in any order as an answer's series.
 
     Raises:
-        TooMuchText: see there.
+        TooMuchText: the texts are more than an answer may hold.
     """
     by_id = {attribute.attribute_id: attribute for attribute in attributes}
     rows = list(rows)

@@ -214,7 +214,9 @@ class _Run:
         try:
             return tuple(str(row[0]) for row in await self._rows("retire_ranges"))
         except _LOCKED:
-            self._problems.append("retire_ranges: a tenant's settings are being changed; the next run goes on")
+            self._problems.append(
+                "ranges not retired: the settings of a tenant are being changed; the next run tries again"
+            )
             return ()
 
     async def _drop_retired(self) -> tuple[int, tuple[str, ...]]:
@@ -264,7 +266,9 @@ class _Run:
         try:
             rows = await self._execute("give_up_range", {"to": ts_to, "tenants": tenants})
         except _LOCKED:
-            self._problems.append("give_up_range: a tenant's settings are being changed; the next run goes on")
+            self._problems.append(
+                "rows past their retention not deleted: the settings of a tenant are being changed; the next run tries again"
+            )
             return []
         return [row[0] for row in rows]
 

@@ -128,7 +128,7 @@ def read_warehouse_page(
 
     Raises:
         UnknownToWarehouse: the warehouse does not know a device or attribute of the question, or as another one.
-        EntityReplaced: with `names`; see there.
+        EntityReplaced: with `names`, of a device that was registered anew since.
         StorageError: see `Warehouse.query`.
     """
     known_by = None

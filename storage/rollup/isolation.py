@@ -44,7 +44,7 @@ class Part:
 
 
 class Isolation:
-    """What the database does not do for one tenant costs that tenant its rollups, or the projection, and no more.
+    """Work that the database refuses costs the tenant whose it is its rollups, or the projection, and nobody else.
 
     They go out of service: back to the state in which no query uses them and from which they are filled anew, once
     they have rested; their owner is told why. Until then what changes in them is not computed, so a part that is
@@ -76,7 +76,7 @@ class Isolation:
             await self._suspend(connection, part)
             self._metrics.count("atlasco_rollup_failures", source="data")
             log.error(
-                "out of service: the database does not do its work; it is filled anew after a rest",
+                "out of service: the database refused its work; it is filled anew after a rest",
                 extra={part.kind: part.number, "rest_s": _PART_RESTS_S, "error": f"{type(error).__name__}: {error}"},
             )
             return False

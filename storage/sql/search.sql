@@ -1,6 +1,6 @@
 -- Devices by conditions. Every statement runs in a read session (see reads.sql).
 
--- name: follower_watermark
+-- name: materialization_watermark
 -- Rollups and projections hold everything committed before this; NULL: that is not known. In the same snapshot as
 -- the data it vouches for, also on a replica.
 SELECT CASE WHEN count(c.published_through) = (SELECT lanes FROM settings) THEN min(c.published_through) END,
@@ -9,7 +9,7 @@ SELECT CASE WHEN count(c.published_through) = (SELECT lanes FROM settings) THEN 
  WHERE c.consumer = 'rollup'
 
 -- name: serving_projections
--- With the watermark, as in follower_watermark. A table may be gone that the snapshot still shows in use: on a replica
+-- With the watermark, as in materialization_watermark. A table may be gone that the snapshot still shows in use: on a replica
 -- that catches up, long before the time that the worker leaves to reads.
 SELECT p.projection_id, p.name, p.entity_type, p.attribute_ids, w.through, pg_is_in_recovery()
   FROM projections p

@@ -137,7 +137,7 @@ def translate(error: Error, *, query: bool = False) -> StorageError:
         return StorageUnavailable(text, state)
     if state == "42P01" and _NEW_RELATIONS.search(text):
         # Also in a caller's statement: it is right, and would be told that it is wrong.
-        return WarehouseMissing("the warehouse is that of an older release: run `atlasco warehouse init`", state)
+        return WarehouseMissing("the warehouse has the schema of an older release: run `atlasco warehouse init`", state)
     if query:
         return QueryRefused(text, state)
     if state in {"42P01", "3F000"}:
