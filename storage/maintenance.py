@@ -267,7 +267,7 @@ class _Run:
             rows = await self._execute("give_up_range", {"to": ts_to, "tenants": tenants})
         except _LOCKED:
             self._problems.append(
-                "rows past their retention not deleted: the settings of a tenant are being changed; the next run tries again"
+                "rows not deleted: the settings of a tenant are being changed; the next run tries again"
             )
             return []
         return [row[0] for row in rows]
