@@ -77,7 +77,12 @@ def open_channel(arguments: argparse.Namespace) -> grpc.Channel:
     Raises:
         BadArgument: some of the files are missing, or one cannot be read.
     """
-    options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+    options = [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # A question without a deadline must not wait for ever for a gateway that is gone without a word.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]
     files = {"--ca": arguments.ca, "--cert": arguments.cert, "--key": arguments.key}
     missing = [flag for flag, path in files.items() if path is None]
     if len(missing) == len(files):

@@ -255,8 +255,12 @@ class _Execution(Generic[A]):
         assert warehouse is not None
 
         async def read(database: DatabaseSource, asked: Requirement) -> Newer[A]:
-            admit = partial(self._admitted, database)
-            return await read_newer(database, self._tenant, question, asked, self._left_s(), admit)
+            ask = partial(read_newer, database, self._tenant, question, asked, self._left_s())
+            if not self._is_taken_over(database):
+                return await ask(partial(self._admitted, database))
+            # Wherever the seam is, and before it waits for a connection.
+            with self._router.fallbacks.admitted():
+                return await ask(lambda _: nullcontext())
 
         began = monotonic()
         newer, database = await self._from_some_database(replace(requirement, whole_range=False), read)
@@ -292,7 +296,7 @@ class _Execution(Generic[A]):
             return self._router.fallbacks.admitted()
         return nullcontext()
 
-    def _is_taken_over(self, database: DatabaseSource, newer_from_us: int | None) -> bool:
+    def _is_taken_over(self, database: DatabaseSource, newer_from_us: int | None = None) -> bool:
         """Whether what `database` does for a question of the warehouse is another source's, that fell to the primary.
 
         Where there are replicas, all of it is theirs. Where there are none, the primary looks up names and reads the
@@ -336,13 +340,14 @@ class _Execution(Generic[A]):
                 if isinstance(error, kind):
                     return error
         retired = [error.complete_from_us for error in errors if isinstance(error, RangeNotHeld)]
-        unasked = [v for v in self._plan.verdicts if v.standing.kind is SourceKind.WAREHOUSE and v.place is None]
-        may_hold = unasked if SourceKind.WAREHOUSE in self._question.able else []
+        lacking = {step.name for step, error in self._failures if isinstance(error, RangeNotHeld)}
+        able = [v.standing for v in self._plan.verdicts if v.standing.kind in self._question.able]
+        may_hold = [s for s in able if s.kind is SourceKind.WAREHOUSE and s.name not in lacking]
         if retired and not may_hold:
             return RangeRetired(min(retired))
-        if retired and not may_hold[0].standing.available:
+        if retired and not may_hold[0].available:
             return StorageUnavailable(f"the warehouse may hold the range and does not answer: {may_hold[0].reason}")
-        # Of what keeps the range, if anything does, nothing was fresh enough to be asked.
+        # Of what keeps the range, if anything does, nothing was fresh enough.
         reasons = {v.standing.name: v.reason for v in self._plan.verdicts}
         return NoSource(reasons | {step.name: str(error) for step, error in self._failures})
 

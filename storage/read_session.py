@@ -104,6 +104,7 @@ async def read_session(
         StorageError: what else went wrong in the database.
     """
     ends = monotonic() + timeout_s
+    begun = False
     try:
         async with asyncio.timeout(timeout_s):
             wait_s = min(_LONGEST_WAIT_S, timeout_s * _WAIT_SHARE)
@@ -114,11 +115,12 @@ async def read_session(
                     await connection.set_read_only(True)
                 entering = _enter(connection, tenants, tenant, ends - monotonic(), copy_of)
                 session = await _whole(connection, entering)
+                begun = True
                 yield session
     except TimeoutError as error:
         raise QueryCanceled(f"the read took longer than the {timeout_s:.3f} s it had") from error
     except StorageBusy as error:
-        if timeout_s < _TELLING_S:
+        if timeout_s < _TELLING_S and not begun:
             raise QueryCanceled(f"no connection became free within the {timeout_s:.3f} s that the read had") from error
         raise
 

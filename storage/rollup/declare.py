@@ -138,7 +138,7 @@ async def list_rollups(pool: Pool, tenant_id: int, name: str | None = None) -> l
             attributes=row[1] or [],
             backfill_from=row[2],
             created_at=row[3],
-            status=Status(_state(*row[4:6]), row[6], row[7], row[8], None, row[5]),
+            status=_status(row[4], row[5], row[6], row[7], row[8], None),
         )
         for row in await _rows(pool, "rollups", {"tenant": tenant_id, "name": name})
     ]
@@ -152,7 +152,7 @@ async def list_projections(pool: Pool, tenant_id: int, name: str | None = None) 
             entity_type=row[1],
             attributes=row[2] or [],
             created_at=row[3],
-            status=Status(_state(*row[4:6]), row[6], None, row[7], row[8], row[5]),
+            status=_status(row[4], row[5], row[6], None, row[7], row[8]),
         )
         for row in await _rows(pool, "projections", {"tenant": tenant_id, "name": name})
     ]
@@ -184,8 +184,18 @@ async def drop_projection(pool: Pool, tenant_id: int, name: str) -> None:
         raise DeclarationNotFound(f"no projection named {name!r}")
 
 
-def _state(stored: str, problem: str) -> str:
-    return "failed" if problem and stored != "dropping" else stored
+def _status(
+    stored: str,
+    problem: str,
+    as_of: datetime | None,
+    complete_from: datetime | None,
+    backfilled: float,
+    rows: int | None,
+) -> Status:
+    # A worker of an older release leaves the problem where it is when it fills again.
+    if problem and stored == "pending":
+        return Status("failed", as_of, complete_from, backfilled, rows, problem)
+    return Status(stored, as_of, complete_from, backfilled, rows)
 
 
 def _judge(name: str, outcome: str) -> None:

@@ -229,7 +229,8 @@ SELECT (SELECT extract(epoch FROM clock_timestamp() - min(published_through))::f
           FROM outbox_consumers WHERE consumer = 'rollup'),
        (SELECT count(*) FROM rollups WHERE state IN ('pending', 'backfilling'))
        + (SELECT count(*) FROM projections WHERE state IN ('pending', 'backfilling')),
-       (SELECT count(*) FROM rollups WHERE problem <> '') + (SELECT count(*) FROM projections WHERE problem <> ''),
+       (SELECT count(*) FROM rollups WHERE state = 'pending' AND problem <> '')
+       + (SELECT count(*) FROM projections WHERE state = 'pending' AND problem <> ''),
        count(*), count(*) FILTER (WHERE problem <> ''),
        coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8
   FROM entity_deletions WHERE ended_at IS NULL

@@ -1081,7 +1081,7 @@ CREATE TABLE rollups (
     -- Of the stretch before complete_from that is being filled, or of the removal: the last device done.
     backfill_entity bigint      NOT NULL DEFAULT 0,
     created_at      timestamptz NOT NULL DEFAULT now(),
-    -- Why it is out of service, until it is filled again; empty: it is not.
+    -- Why it was put out of service; of meaning while it is pending.
     problem         text        NOT NULL DEFAULT '',
     PRIMARY KEY (tenant_id, name)
 );
@@ -1107,7 +1107,7 @@ CREATE SCHEMA projections;
 
 -- One row per (device, attribute, bucket) that has readings. deviation is the sum of the squared deviations from the
 -- bucket's mean: unlike a sum of squares it loses nothing to cancellation, and buckets can still be merged. total and
--- deviation are NaN where a finite reading is 1e140 or beyond, whose square no double holds.
+-- deviation are NaN where a finite reading is 1e140 or beyond: sums of such squares overflow.
 CREATE TABLE rollup_minute_double (
     tenant_id    integer          NOT NULL,
     attribute_id integer          NOT NULL,

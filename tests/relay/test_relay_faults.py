@@ -59,8 +59,8 @@ async def test_kill_9_between_produce_and_mark(bench: Bench) -> None:
     bench.write(4)
     await eventually(lambda: arrived(bench), "everything, after the restart")
     await eventually(lambda: 2 in bench.read().seen().values(), "the unmarked batches again")
-    # Once by each that held the lane: two, or more where a busy machine cost the second one its lease for a moment.
-    assert max(bench.log.seen().values()) >= 2
+    # Once by each that held the lane: two, or a few more where a busy machine cost the second one its lease.
+    assert max(bench.log.seen().values()) <= 4
     assert stop(second) == 0
 
 

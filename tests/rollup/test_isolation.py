@@ -167,6 +167,22 @@ async def test_a_projection_goes_out_of_service_alone(
     assert await projections() == ["serving", "serving"]
 
 
+@pytest.mark.parametrize("state", ["backfilling", "serving", "dropping"])
+async def test_a_problem_that_an_older_worker_left_is_over(
+    owner: psycopg.Connection[Any], fleet: Fleet, worker: Worker, admin_pool: Pool, state: str
+) -> None:
+    await create_rollup(admin_pool, fleet.tenant_id, "numbers", ["temperature"])
+    await create_projection(admin_pool, fleet.tenant_id, "wide", ["temperature"])
+    await settle(worker)
+    for table in ("rollups", "projections"):
+        owner.execute(f"UPDATE {table} SET state = %s, problem = 'it was full'".encode(), [state])
+    owner.commit()
+    (rollup,) = await list_rollups(admin_pool, fleet.tenant_id)
+    (projection,) = await list_projections(admin_pool, fleet.tenant_id)
+    for status in (rollup.status, projection.status):
+        assert (status.state, status.problem) == (state, "")
+
+
 @pytest.mark.parametrize("in_round", [True, False], ids=["round", "back-fill"])
 async def test_a_projection_without_its_table_goes_out_of_service_alone(
     owner: psycopg.Connection[Any], fleet: Fleet, rival: Fleet, worker: Worker, admin_pool: Pool,

@@ -65,6 +65,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _Tier:
@@ -130,7 +135,7 @@ class AggregateFunction(_AggregateFunction, metaclass=_AggregateFunctionEnumType
     """What is computed of a bucket's readings.
 
     NaN counts as a reading: it is greater than every number for MIN, MAX and PERCENTILE, and SUM, MEAN and STDDEV of a
-    bucket that holds one are NaN; so are those of a bucket with a finite value of 1e140 or more, whose square overflows.
+    bucket that holds one are NaN; so are those of a bucket with a finite value of 1e140 or more: sums of squares overflow.
     MIN, MAX, SUM, MEAN, STDDEV and PERCENTILE exist for DOUBLE and INT64 attributes; the others for every type.
     """
 
@@ -423,9 +428,9 @@ class Plan(_message.Message):
     """The as_of that an answer needed."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanCandidate]:
-        """Every source considered, the cheapest for this question first. Rollups and projections are among them only where
-        the question would otherwise go to the warehouse: elsewhere a database uses its own, if they answer the question and
-        are fresh enough, and Provenance.source says so.
+        """Every source considered, the cheapest for this question first. Rollups of replicas are among them where the question
+        would otherwise go to the warehouse; elsewhere a database uses its own rollups and projections, where they answer the
+        question and are fresh enough, and Provenance.source says so.
         """
 
     @_builtins.property
@@ -1637,6 +1642,7 @@ class SourceFreshness(_message.Message):
     AVAILABLE_FIELD_NUMBER: _builtins.int
     AS_OF_US_FIELD_NUMBER: _builtins.int
     STALENESS_US_FIELD_NUMBER: _builtins.int
+    COMPLETE_FROM_US_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     source: Global___Provenance.Source.ValueType
     name: _builtins.str
@@ -1647,6 +1653,16 @@ class SourceFreshness(_message.Message):
     """Complete up to here; 0: not known."""
     staleness_us: _builtins.int
     """time minus as_of, the uncertainty included; 0 when as_of is not known."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def complete_from_us(self) -> _builtins.int:
+        """Always 0: how far back a source goes depends on the tenant, and Provenance says it."""
+
+    @complete_from_us.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def complete_from_us(self, value: _builtins.int) -> None:
+        """Always 0: how far back a source goes depends on the tenant, and Provenance says it."""
+
     reason: _builtins.str
     """What the watermark was made from, or why there is none. For a person."""
     def __init__(
@@ -1657,11 +1673,12 @@ class SourceFreshness(_message.Message):
         available: _builtins.bool = ...,
         as_of_us: _builtins.int = ...,
         staleness_us: _builtins.int = ...,
+        complete_from_us: _builtins.int = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "available", b"available", "name", b"name", "reason", b"reason", "source", b"source", "staleness_us", b"staleness_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "available", b"available", "complete_from_us", b"complete_from_us", "name", b"name", "reason", b"reason", "source", b"source", "staleness_us", b"staleness_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
