@@ -35,7 +35,8 @@ async def test_kill_9_between_produce_and_mark(bench: Bench) -> None:
         stored = connection.execute(
             "SELECT array_agg(published::text ORDER BY lane) FROM (SELECT * FROM relay_lanes FOR UPDATE) l"
         ).fetchone()
-        bench.write(8)
+        # One for each lane: of two it could produce the first by itself, and would then wait with the second.
+        bench.write(LANES)
         await eventually(lambda: arrived(bench), "the second batches, produced and not marked")
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
