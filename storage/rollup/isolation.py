@@ -57,10 +57,6 @@ class Isolation:
         # Of each part that ever failed, what it was last.
         self._problems: dict[Part, str] = {}
 
-    def is_resting(self, part: Part) -> bool:
-        """Whether it is out of service, and not to be tried yet."""
-        return not self._rests.is_due(part)
-
     def resting(self, kind: Kind) -> list[int]:
         """The numbers of the parts of a kind that rest."""
         return [part.number for part in self._rests.resting if isinstance(part, Part) and part.kind is kind]
@@ -88,7 +84,7 @@ class Isolation:
         """Do the work of many parts; as `attempt` for each whose work fails. Those that rest are passed over."""
         due: list[tuple[Part, Callable[[], Awaitable[None]]]] = []
         for part, of_part in works.items():
-            if self.is_resting(part):
+            if not self._rests.is_due(part):
                 await self._suspend(connection, part)
             else:
                 due.append((part, partial(_in_turn, of_part)))

@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,17 @@ async def test_a_question_that_the_warehouse_ends_goes_elsewhere(
     assert source.standing.available
 
 
+@contextmanager
+def kept_for_a_week(platform: Platform) -> Iterator[None]:
+    """Within the block, PostgreSQL has retired what is older."""
+    retention = "UPDATE tenants SET window_past = %s, retention = %s WHERE tenant_id = %s"
+    platform.owner.execute(retention, ["1 day", "7 days", platform.tenant])
+    try:
+        yield
+    finally:
+        platform.owner.execute(retention, ["60 days", "60 days", platform.tenant])
+
+
 async def test_while_the_warehouse_is_down_an_old_range_is_not_said_to_be_retired(
     platform: Platform, router: tuple[Router, WarehouseSource]
 ) -> None:
@@ -213,9 +226,7 @@ async def test_while_the_warehouse_is_down_an_old_range_is_not_said_to_be_retire
     platform.load()
     await source.measure()
     question = SeriesRange(SeriesQuestion(["d2"], ["temperature"], at_us, at_us + 1), 10, None)
-    retention = "UPDATE tenants SET window_past = %s, retention = %s WHERE tenant_id = %s"
-    platform.owner.execute(retention, ["1 day", "7 days", platform.tenant])
-    try:
+    with kept_for_a_week(platform):
         for need in (CRITICAL, ANALYTICS):
             assert (await routing.read(TENANT, question, need, TIMEOUT_S)).answer.parts
         for _ in range(FAILURES):
@@ -226,8 +237,6 @@ async def test_while_the_warehouse_is_down_an_old_range_is_not_said_to_be_retire
         alone = Router(routing.database("primary"), PrimaryClock())
         with pytest.raises(RangeRetired):
             await alone.read(TENANT, question, CRITICAL, TIMEOUT_S)
-    finally:
-        platform.owner.execute(retention, ["60 days", "60 days", platform.tenant])
 
 
 async def test_a_range_that_only_a_stale_warehouse_holds_is_not_said_to_be_retired(
@@ -241,17 +250,13 @@ async def test_a_range_that_only_a_stale_warehouse_holds_is_not_said_to_be_retir
     question = SeriesRange(SeriesQuestion(["d1"], ["temperature"], at_us, at_us + 1), 10, None)
     # Not loaded: the seam lies below the range, and all of it is the database's.
     platform.write([("d0", "temperature", platform.now_us - 18 * DAY_US, 1.0)])
-    retention = "UPDATE tenants SET window_past = %s, retention = %s WHERE tenant_id = %s"
-    platform.owner.execute(retention, ["1 day", "7 days", platform.tenant])
-    try:
+    with kept_for_a_week(platform):
         with pytest.raises(NoSource) as caught:
             await routing.read(TENANT, question, CRITICAL, TIMEOUT_S)
         assert "no longer kept" in caught.value.reasons["primary"]
         assert "short of what is needed" in caught.value.reasons["warehouse"]
         routed = await routing.read(TENANT, question, ANALYTICS, TIMEOUT_S)
         assert (routed.proof.kind, [len(part.times_us) for part in routed.answer.parts]) == (SourceKind.WAREHOUSE, [1])
-    finally:
-        platform.owner.execute(retention, ["60 days", "60 days", platform.tenant])
 
 
 async def test_a_stopped_loader_cannot_crowd_the_primary(
