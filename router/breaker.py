@@ -14,13 +14,18 @@ _LONGEST_PAUSE_S: Final = 10.0
 class Breaker:
     """Opens after three failures in a row; a probe that succeeds after the pause closes it.
 
+    Questions and probes are counted apart. An answered question proves that the source is well; a probe proves less,
+    and must not hide that questions fail. But probes are many, and single ones fail on any busy day: only one another
+    makes a row of them.
+
     The pause doubles with each opening that follows soon on the last, so that a source which answers probes and fails
-    queries is not tried all the time.
+    questions is not tried all the time.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._failures = 0
+        self._failed_questions = 0
+        self._failed_probes = 0
         self._pause_s = _FIRST_PAUSE_S
         self._open_until: float | None = None
         self._closed_at = float("-inf")
@@ -31,11 +36,14 @@ class Breaker:
         """Whether the source is to be left alone."""
         return self._open_until is not None
 
-    def failed(self, problem: str) -> None:
-        """The source did not answer; `problem` is for people."""
+    def failed(self, problem: str, *, probe: bool = False) -> None:
+        """The source did not answer a question, or with `probe` a probe; `problem` is for people."""
         self.problem = problem
-        self._failures += 1
-        if self._failures < FAILURES or self.is_open:
+        if probe:
+            self._failed_probes += 1
+        else:
+            self._failed_questions += 1
+        if max(self._failed_questions, self._failed_probes) < FAILURES or self.is_open:
             return
         now = self._clock()
         soon = now - self._closed_at < _LONGEST_PAUSE_S
@@ -45,10 +53,10 @@ class Breaker:
     def answered(self, *, probe: bool = False) -> None:
         """The source answered a question, or with `probe` a probe."""
         if self._open_until is None:
-            # A probe proves less than a query: it must not hide that queries fail.
+            self._failed_probes = 0
             if not probe:
-                self._failures = 0
+                self._failed_questions = 0
         elif probe and self._clock() >= self._open_until:
             self._open_until = None
-            self._failures = 0
+            self._failed_questions = self._failed_probes = 0
             self._closed_at = self._clock()

@@ -75,14 +75,14 @@ class WarehouseSource:
             async with asyncio.timeout(_PATIENCE_S):
                 self._known = await asyncio.shield(self._measuring)
         except TimeoutError:
-            self.breaker.failed(f"no answer within {_PATIENCE_S:.0f} s")
+            self.breaker.failed(f"no answer within {_PATIENCE_S:.0f} s", probe=True)
         except WarehouseMissing as error:
             # It may be set up later, and is found then: no failure, so the breaker stays closed.
             self._known = None
             self.breaker.problem = str(error)
         except StorageError as error:
             # Missing privileges as well: whatever is wrong with the warehouse must not stop the gateway.
-            self.breaker.failed(str(error))
+            self.breaker.failed(str(error), probe=True)
         else:
             self.breaker.answered(probe=True)
 

@@ -116,7 +116,7 @@ class Watch:
             await work
         except StorageError as error:
             problem = str(error)
-            source.breaker.failed(problem)
+            source.breaker.failed(problem, probe=True)
             if was_well and source.breaker.is_open:
                 log.warning("source failed", extra={"source": source.name, "problem": problem})
             return problem
