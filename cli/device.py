@@ -7,10 +7,11 @@ import sys
 from typing import Final
 from uuid import UUID, uuid4
 
+from cli.argument_types import seconds
 from cli.migrate import OwnerConfig, reporting_errors, say
 from cli.projection import connected
 from cli.tenant import print_table
-from runtime.config import ConfigError, add_settings, duration
+from runtime.config import ConfigError, add_settings
 from storage.database import Pool
 from storage.deletion import Operation, find_operation, list_operations, order_deletion
 from storage.errors import StorageError
@@ -71,7 +72,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     delete.add_argument("device", metavar="DEVICE", help="the device's name")
     delete.add_argument("--yes", action="store_true", help="do not ask")
     delete.add_argument("--wait", action="store_true", help="follow it until it has ended")
-    delete.add_argument("--timeout", type=_duration, metavar="DURATION", help="with --wait: how long at most")
+    delete.add_argument("--timeout", type=seconds, metavar="DURATION", help="with --wait: how long at most")
     delete.add_argument("--operation", type=_uuid, metavar="ID", help="a UUID for the operation (default: a new one)")
     add_settings(delete, OwnerConfig)
     delete.set_defaults(run=reporting_errors(_delete))
@@ -93,13 +94,6 @@ def _uuid(text: str) -> UUID:
         return UUID(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no UUID") from error
-
-
-def _duration(text: str) -> float:
-    try:
-        return duration.read(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 10m") from error
 
 
 async def _delete(arguments: argparse.Namespace) -> int:

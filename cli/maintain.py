@@ -8,6 +8,7 @@ import signal
 from dataclasses import dataclass
 from datetime import datetime
 
+from cli.argument_types import seconds
 from cli.migrate import OwnerConfig, reporting_errors, say
 from cli.tenant import print_table
 from runtime.config import Kind, add_settings, duration, load_settings, positive_int, setting
@@ -95,13 +96,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _every(text: str) -> float:
-    try:
-        seconds = duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {duration.allowed}") from error
-    if seconds <= 0:
+    every_s = seconds(text)
+    if every_s <= 0:
         raise argparse.ArgumentTypeError("must be more than 0")
-    return seconds
+    return every_s
 
 
 async def _run(arguments: argparse.Namespace) -> int:

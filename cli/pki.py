@@ -18,9 +18,9 @@ from typing import Any, Final
 
 from cryptography import x509
 
+from cli.argument_types import seconds
 from gateway.auth import IdentityKind, encode_name, is_trust_domain, spiffe_id
 from runtime import pki
-from runtime.config import duration
 
 EPILOG: Final = """\
 example:
@@ -98,13 +98,10 @@ def _command(commands: Any, name: str, run: Any, text: str, valid: str) -> argpa
 
 
 def _validity(text: str) -> timedelta:
-    try:
-        seconds = duration(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be {duration.allowed}") from None
-    if not 1 <= seconds <= 100 * 365 * 86400:
+    valid_s = seconds(text)
+    if not 1 <= valid_s <= 100 * 365 * 86400:
         raise argparse.ArgumentTypeError(f"{text!r} must be between 1s and 36500d")
-    return timedelta(seconds=seconds)
+    return timedelta(seconds=valid_s)
 
 
 def _guarded(run: Any) -> Any:

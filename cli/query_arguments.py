@@ -8,6 +8,7 @@ from typing import Any
 
 from atlasco.telemetry.v1 import query_pb2
 
+from cli.argument_types import label
 from runtime.config import duration
 
 TARGET_DEFAULT = "127.0.0.1:7070"
@@ -117,18 +118,6 @@ def freshness_of(arguments: argparse.Namespace) -> query_pb2.Freshness | None:
 
 
 def add_labels(parser: argparse.ArgumentParser) -> None:
-    """Add --label; see `labels_of`."""
-    parser.add_argument(
-        "--label", action="append", default=[], metavar="KEY=VALUE", help="only devices with this label; repeatable"
-    )
-
-
-def labels_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """The labels that devices must have. Raises BadArgument."""
-    labels = {}
-    for label in arguments.label:
-        key, separator, value = label.partition("=")
-        if not key or not separator:
-            raise BadArgument(f"--label {label!r} must be KEY=VALUE")
-        labels[key] = value
-    return labels
+    """Add --label: pairs of key and value that devices must have."""
+    text = "only devices with this label; repeatable"
+    parser.add_argument("--label", action="append", default=[], type=label, metavar="KEY=VALUE", help=text)

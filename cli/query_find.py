@@ -8,7 +8,7 @@ from typing import Any
 
 from atlasco.telemetry.v1 import query_pb2
 
-from cli.query_arguments import BadArgument, add_labels, add_question, labels_of, take_relative_times
+from cli.query_arguments import BadArgument, add_labels, add_question, take_relative_times
 from cli.query_gateway import LIST_PAGE, Gateway
 from cli.query_print import Row
 from cli.times import parse_time, time_text
@@ -79,7 +79,7 @@ def _aggregate(gateway: Gateway, arguments: argparse.Namespace) -> Iterator[Row]
         selection=query_pb2.Selection(
             entities=dict.fromkeys(arguments.device),
             entity_type=arguments.type,
-            labels=labels_of(arguments),
+            labels=dict(arguments.label),
             filter=arguments.filter,
         ),
         attributes=dict.fromkeys(arguments.attributes),

@@ -7,7 +7,7 @@ from typing import Any
 
 from atlasco.telemetry.v1 import common_pb2, query_pb2
 
-from cli.query_arguments import add_labels, add_question, labels_of, limit_of, take_relative_times
+from cli.query_arguments import add_labels, add_question, limit_of, take_relative_times
 from cli.query_gateway import LIST_PAGE, Gateway, source_name
 from cli.query_print import Row
 from cli.times import ABSOLUTE, parse_time, time_text
@@ -144,7 +144,7 @@ def _readings(found: Iterable[query_pb2.Series]) -> Iterator[Row]:
 
 def _devices(gateway: Gateway, arguments: argparse.Namespace) -> Iterator[Row]:
     request = query_pb2.ListEntitiesRequest(
-        entity_type=arguments.type, labels=labels_of(arguments), page_size=LIST_PAGE
+        entity_type=arguments.type, labels=dict(arguments.label), page_size=LIST_PAGE
     )
     for page in gateway.pages("ListEntities", request):
         for entity in page.entities:

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cli.argument_types import label
 from device.connection import TlsFiles
 from device.dictionary import ValueType
 from device.errors import DeviceError
@@ -119,7 +120,8 @@ def add_parser(subparsers: Any) -> None:
     )
     sending.add_argument("--historical", action="store_true", help="back-fill: latest values do not move")
     sending.add_argument("--entity-type", default="", metavar="TYPE", help="the kind of device, at first sight")
-    sending.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="at first sight; repeatable")
+    at_first = "at first sight; repeatable"
+    sending.add_argument("--label", action="append", default=[], type=label, metavar="KEY=VALUE", help=at_first)
     sending.add_argument(
         "--give-up-after", type=float, default=60.0, metavar="SECONDS", help="without any ack (default: 60)"
     )
@@ -172,12 +174,6 @@ def parse_options(arguments: argparse.Namespace) -> ReplayOptions:
 
 def parse_settings(arguments: argparse.Namespace) -> ReplaySettings:
     """What the arguments say about the sending. Raises ReplayError."""
-    labels = {}
-    for pair in arguments.label:
-        key, mark, value = pair.partition("=")
-        if not mark or not key:
-            raise ReplayError(f"--label {pair}: write KEY=VALUE")
-        labels[key] = value
     files = (arguments.ca, arguments.cert, arguments.key)
     if any(files) and not all(files):
         raise ReplayError("mutual TLS needs --ca, --cert and --key")
@@ -199,7 +195,7 @@ def parse_settings(arguments: argparse.Namespace) -> ReplaySettings:
         speed=speed,
         historical=arguments.historical,
         entity_type=arguments.entity_type,
-        labels=labels,
+        labels=dict(arguments.label),
         give_up_s=arguments.give_up_after,
     )
 

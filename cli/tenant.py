@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
+from cli.argument_types import label, seconds
 from cli.migrate import OwnerConfig, reporting_errors, say
 from cli.times import ABSOLUTE, moment
 from runtime.config import add_settings, duration, load_settings
@@ -65,7 +66,7 @@ def add_parser(subparsers: _Parsers) -> None:
     add.add_argument("tenant", metavar="NAME")
     add.add_argument("device", metavar="DEVICE", nargs="+")
     add.add_argument("--type", default="", help="the kind of device")
-    add.add_argument("--label", action="append", default=[], type=_label, metavar="KEY=VALUE")
+    add.add_argument("--label", action="append", default=[], type=label, metavar="KEY=VALUE")
     listing = _command(devices, "list", "devices by name", _list_devices)
     listing.add_argument("tenant", metavar="NAME")
     listing.add_argument("--type", help="only this kind of device")
@@ -160,7 +161,7 @@ def _add_quarantine(commands: _Parsers) -> None:
     which = discard.add_mutually_exclusive_group(required=True)
     which.add_argument("--all", action="store_true", help="everything received so far")
     which.add_argument("--id", type=int, nargs="+", metavar="ID", help="these")
-    which.add_argument("--older-than", type=_duration, metavar="DURATION", help="received longer ago than this")
+    which.add_argument("--older-than", type=seconds, metavar="DURATION", help="received longer ago than this")
 
 
 def _add_tenant_settings(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +171,7 @@ def _add_tenant_settings(parser: argparse.ArgumentParser) -> None:
         ("--window-past", "how old a reading may be when it arrives; at most the retention"),
         ("--window-future", "how far ahead of the server's clock a reading may be; at most 7d"),
     ):
-        group.add_argument(flag, type=_duration, metavar="DURATION", help=text)
+        group.add_argument(flag, type=seconds, metavar="DURATION", help=text)
     group.add_argument(
         "--outside-window", choices=["reject", "quarantine"], help="what becomes of a reading outside the window"
     )
@@ -186,24 +187,10 @@ def _add_paging(parser: argparse.ArgumentParser, kind: type, first: object, meta
     parser.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many (100)")
 
 
-def _duration(text: str) -> float:
-    try:
-        return duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {duration.allowed}") from error
-
-
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return int(text)
-
-
-def _label(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not key or not separator:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key, value
 
 
 # -- what each command does

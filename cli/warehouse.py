@@ -8,9 +8,10 @@ import time
 from datetime import datetime
 from typing import Any
 
+from cli.argument_types import seconds
 from cli.migrate import reporting_errors, say
 from cli.tenant import print_table
-from runtime.config import add_settings, duration, load_settings
+from runtime.config import add_settings, load_settings
 from storage.times import moment
 from storage.warehouse.config import WarehouseConfig, open_warehouse
 from storage.warehouse.port import Completeness, Scope, Warehouse
@@ -48,7 +49,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     query.add_argument("--json", action="store_true", help="one JSON object a row")
     query.set_defaults(run=reporting_errors(_query))
     compact = actions.add_parser("compact", help="merge, fold, delete")
-    compact.add_argument("--keep", type=duration, metavar="DURATION", help="remove readings older than this")
+    compact.add_argument("--keep", type=seconds, metavar="DURATION", help="remove readings older than this")
     compact.add_argument("--tenant", type=int, metavar="ID", help="with --keep: of this tenant only")
     compact.set_defaults(run=reporting_errors(_compact))
     for action in (init, status, query, compact):

@@ -25,7 +25,7 @@ from atlasco.telemetry.v1 import change_pb2
 from psycopg import sql
 
 from storage.database import Connection, Pool
-from storage.errors import StorageError, translated
+from storage.errors import PROBLEM_LENGTH, StorageError, translated
 from storage.model import ValueType, bucket_of, lane_of
 from storage.outbox import WIRE_TYPES
 from storage.read_model import EntityNotFound
@@ -36,8 +36,6 @@ from storage.times import moment
 _SQL = statements("deletion.sql")
 _READINGS_PER_STEP: Final = 5_000
 _BUCKETS_PER_STEP: Final = 20_000
-# Of what the database says, in characters: the beginning tells it.
-_PROBLEM_LENGTH: Final = 500
 _COLUMNS: Final = {
     ValueType.DOUBLE: "doubles",
     ValueType.BIGINT: "int64s",
@@ -181,7 +179,7 @@ async def delete_step(connection: Connection, due: DueDeletion) -> int:
 
 async def note_problem(connection: Connection, operation_id: UUID, problem: str) -> None:
     """Say of a deletion why its step failed; the others go first from now on."""
-    await connection.execute(_SQL["note_problem"], {"operation": operation_id, "problem": problem[:_PROBLEM_LENGTH]})
+    await connection.execute(_SQL["note_problem"], {"operation": operation_id, "problem": problem[:PROBLEM_LENGTH]})
 
 
 async def forget_deletions(connection: Connection) -> None:

@@ -6,10 +6,13 @@ same work, tried again unchanged, can succeed.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+
+PROBLEM_LENGTH: Final = 500
+"""Of what the database says, in characters, so much is kept for people: the beginning tells it."""
 
 
 class StorageError(Exception):

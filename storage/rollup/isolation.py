@@ -10,7 +10,7 @@ from typing import Final
 
 from runtime.metrics import Metrics
 from storage.database import Connection
-from storage.errors import DataRefused, DuplicateKey, QueryCanceled, StorageDefect, translated
+from storage.errors import PROBLEM_LENGTH, DataRefused, DuplicateKey, QueryCanceled, StorageDefect, translated
 from storage.rollup.rests import Rests
 from storage.statements import statements
 
@@ -20,8 +20,6 @@ _ROLLUP = statements("rollup.sql")
 _PROJECTION = statements("projections.sql")
 
 _PART_RESTS_S: Final = 600.0
-# Of what the database says, in characters: the beginning tells it.
-_PROBLEM_LENGTH: Final = 500
 # What a part's own work can be at fault for: what its readings come to, a statement of it that takes too long, a table
 # of it that is missing. What is the moment's fault, or the lease's, concerns all, and ends the transaction.
 _OF_A_PART: Final = (DataRefused, DuplicateKey, QueryCanceled, StorageDefect)
@@ -68,7 +66,7 @@ class Isolation:
                 await work()
         except _OF_A_PART as error:
             self._rests.failed(part)
-            self._problems[part] = str(error)[:_PROBLEM_LENGTH]
+            self._problems[part] = str(error)[:PROBLEM_LENGTH]
             await self._suspend(connection, part)
             self._metrics.count("atlasco_rollup_failures", source="data")
             log.error(

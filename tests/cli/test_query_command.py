@@ -226,10 +226,8 @@ def test_bad_arguments_name_the_flag(
         (["attributes"], "--tenant"),
         (["attributes", "--ca", "x"], "--cert and --key"),
         (["attributes", "--ca", str(tmp_path / "no"), "--cert", "x", "--key", "x"], "--ca"),
-        (["devices", "--tenant", "t", "--label", "nolabel"], "--label"),
         (["attributes", "--tenant", "t", "--limit", "-1"], "--limit"),
         ([*series, "--start", "yesterday"], "--start"),
-        (["aggregate", "a", "--tenant", "t", "--start", "-1h", "--label", "nolabel"], "--label"),
         (["aggregate", "a", "--tenant", "t", "--start", "-1h", "--time-zone", "Mars/X"], "--bucket"),
         ([*series, "--start", "-1h", "--end", "-1y"], "--end"),
     ):

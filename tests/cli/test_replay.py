@@ -172,7 +172,6 @@ async def test_a_refusal_ends_the_replay(server, turbofan, capsys):
     [
         pytest.param(["--type", "s1=complex"], id="type"),
         pytest.param(["--speed", "0"], id="speed"),
-        pytest.param(["--label", "x"], id="label"),
         pytest.param(["--cert", "x.pem"], id="half of mutual TLS"),
         pytest.param(["--time-column", "s1"], id="two times"),
     ],
