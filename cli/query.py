@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     except Truncated:
         return _fail("the export ended early: what was shown is not the whole", 1)
     except NotFound as error:
-        return _fail(f"ENTITY_NOT_FOUND: no such device: {error} ({HINTS['ENTITY_NOT_FOUND']})", 1)
+        return _fail(f"ENTITY_NOT_FOUND: the tenant has no device named {error} ({HINTS['ENTITY_NOT_FOUND']})", 1)
     except grpc.RpcError as error:
         return _fail(*failure(error, arguments.target))
     except BrokenPipeError:

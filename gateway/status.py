@@ -229,7 +229,7 @@ def field_invalid(field: str, problem: str, reason: Reason = Reason.FIELD_INVALI
 
 def entity_not_found(entity: str) -> Refusal:
     """The tenant has no such device."""
-    return Refusal(Reason.ENTITY_NOT_FOUND, f"there is no device {entity!r}", metadata={"entity": entity})
+    return Refusal(Reason.ENTITY_NOT_FOUND, f"the tenant has no device named {entity!r}", metadata={"entity": entity})
 
 
 def entity_replaced(entity: str) -> Refusal:
@@ -240,7 +240,7 @@ def entity_replaced(entity: str) -> Refusal:
 
 def attribute_not_found(attribute: str) -> Refusal:
     """The tenant has no such attribute."""
-    text = f"there is no attribute {attribute!r}"
+    text = f"the tenant has no attribute named {attribute!r}"
     return Refusal(Reason.ATTRIBUTE_NOT_FOUND, text, metadata={"attribute": attribute})
 
 

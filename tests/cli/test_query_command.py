@@ -105,7 +105,7 @@ def test_missing_devices_are_named_after_the_others(script: Script, capsys: pyte
     assert run("latest", "here", "ghost", *at(script)) == 1
     out, err = capsys.readouterr()
     assert out.splitlines()[1].split() == ["here", "on", "1970-01-01T00:00:00.000000Z", "0.0", "true"]
-    assert err.startswith("atlasco query: ENTITY_NOT_FOUND: no such device: ghost (")
+    assert err.startswith("atlasco query: ENTITY_NOT_FOUND: the tenant has no device named ghost (")
 
 
 def pages(*counts: int) -> list[query_pb2.ReadSeriesResponse]:
@@ -168,7 +168,7 @@ def test_nothing_found(script: Script, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("refusal", "code", "text"),
     [
-        (attribute_not_found("x"), 1, "ATTRIBUTE_NOT_FOUND: there is no attribute 'x' (`atlasco query attributes`"),
+        (attribute_not_found("x"), 1, "ATTRIBUTE_NOT_FOUND: the tenant has no attribute named 'x' (`atlasco query attributes`"),
         (storage_unavailable(), 3, "STORAGE_UNAVAILABLE: "),
     ],
     ids=["typed", "database down"],
