@@ -1,5 +1,5 @@
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
@@ -8,9 +8,10 @@ from device.client import DeviceClient
 from device.connection import DevelopmentIdentity
 from device.settings import ClientSettings
 from tests.device.reference_server import ReferenceServer
+from tests.waiting import PATIENCE_S
 
 QUICK = ClientSettings(
-    backoff_base_s=0.01, backoff_cap_s=0.05, welcome_timeout_s=5, ack_timeout_s=5, close_deadline_s=5
+    backoff_base_s=0.01, backoff_cap_s=0.05, welcome_timeout_s=5, ack_timeout_s=5, close_deadline_s=PATIENCE_S
 )
 
 ClientFactory = Callable[..., DeviceClient]
@@ -43,16 +44,3 @@ def connect(server: ReferenceServer) -> ClientFactory:
         )
 
     return make
-
-
-@pytest.fixture
-def until() -> Callable[..., Awaitable[None]]:
-    """Waits for a condition, with a deadline."""
-    import asyncio
-
-    async def wait(condition: Callable[[], object], deadline_s: float = 5.0) -> None:
-        async with asyncio.timeout(deadline_s):
-            while not condition():  # noqa: ASYNC110
-                await asyncio.sleep(0.002)
-
-    return wait

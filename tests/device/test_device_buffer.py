@@ -16,6 +16,7 @@ from device.errors import (
 )
 from device.journal import Fsync, Journal, replay
 from device.packing import Packed
+from tests.waiting import PATIENCE_S
 
 
 def packed(number, size=10):
@@ -58,7 +59,7 @@ async def test_put_waits_in_turn():
         await buffer.put(packed(number))
         order.append(number)
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
         waiting = [tasks.create_task(put(number)) for number in (1, 2, 3)]
         await asyncio.sleep(0)
         with pytest.raises(BufferFullError):

@@ -10,6 +10,7 @@ from device.dictionary import ValueType
 from device.errors import BufferFullError, UndefinedAttributeError, ValueMismatchError
 from device.outcomes import Rejected
 from device.packing import Column, Packed
+from tests.waiting import PATIENCE_S
 
 T0 = 1_790_000_000_000_000
 
@@ -42,7 +43,7 @@ async def test_all_types_arrive_typed(server, connect, t0):
     async with connect() as client:
         define_all(client)
         await client.send([(name, time_us, value) for (name, time_us), value in sent.items()])
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert await server.readings("device-1") == sent
     assert client.statistics().acked_readings == len(sent)
 
@@ -55,7 +56,7 @@ async def test_columns_and_single_readings_are_the_same(server, connect, t0):
             int64s=Column([rpm], t0, [7]),
             strings=Column([firmware], t0, ["x"]),
         )
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert await server.readings("device-1") == {
         ("temperature", t0): 1.0,
         ("temperature", t0 + 1): 2.0,
@@ -69,10 +70,10 @@ async def test_a_long_list_is_split_within_the_limits(server, connect, t0):
     async with connect() as client:
         define_all(client)
         await client.send([("temperature", t0, 0.0)])
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
         tickets = await client.send([("temperature", t0 + i, float(i)) for i in range(25_000)])
         assert len(tickets) >= 3
-        await client.flush(10)
+        await client.flush(PATIENCE_S)
     assert len(await server.readings("device-1")) == 25_000
 
 
@@ -84,7 +85,7 @@ async def test_everything_survives_interruptions(server, connect, t0):
             if i % 40 == 20:
                 await server.interrupt()
                 await asyncio.sleep(0)
-        await client.flush(10)
+        await client.flush(PATIENCE_S)
     readings = await server.readings("device-1")
     assert len(readings) == 400
     assert all(readings["rpm", t0 + i] == i for i in range(200))
@@ -100,7 +101,7 @@ async def test_disconnects_on_request_send_again(server, connect, t0):
             await client.send([("rpm", t0 + i, i)])
             if i % 50 == 49:
                 client.disconnect()
-        await client.flush(10)
+        await client.flush(PATIENCE_S)
     assert len(await server.readings("device-1")) == 300
     assert client.statistics().reconnects >= 1
 
@@ -113,7 +114,7 @@ async def test_rejections_name_the_reading_and_cost_no_other(server, connect, t0
             [("temperature", t0, 1.0), ("temperature", 0, 2.0), ("firmware", t0, "nul\0"), ("rpm", t0, 3)]
         )
         await client.send_columns(int64s=Column([999], t0, [1]), doubles=Column([temperature], t0 + 9, [4.5]))
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     found = {(one.ticket - ticket, one.index): (one.reason, one.reading) for one in rejected}
     assert found == {
         (0, 1): ("TIMESTAMP_INVALID", ("temperature", 0, 2.0)),
@@ -133,8 +134,8 @@ async def test_rejections_can_be_iterated(connect, t0):
     async with connect(on_rejections=None) as client:
         define_all(client)
         await client.send([("temperature", 0, 1.0), ("temperature", -5, 2.0), ("temperature", t0, 3.0)])
-        await client.flush(5)
-        async with asyncio.timeout(5):
+        await client.flush(PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
             iterator = client.rejections()
             first, second = await anext(iterator), await anext(iterator)
             await iterator.aclose()
@@ -146,7 +147,7 @@ async def test_a_correction_wins(server, connect, t0):
         define_all(client)
         await client.send([("rpm", t0, 1)])
         await client.send([("rpm", t0, 2)])
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert await server.readings("device-1") == {("rpm", t0): 2}
 
 
@@ -154,14 +155,14 @@ async def test_aliases_can_be_added_while_streaming(server, connect, t0):
     async with connect() as client:
         client.define("a", ValueType.INT64)
         await client.send([("a", t0, 1)])
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
         client.define("b", ValueType.INT64)
         await client.send([("b", t0, 2)])
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
         await server.interrupt()
         client.define("c", ValueType.INT64)
         await client.send([("a", t0 + 1, 4), ("b", t0 + 1, 5), ("c", t0, 3)])
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert await server.readings("device-1") == {
         ("a", t0): 1,
         ("b", t0): 2,
@@ -176,7 +177,7 @@ async def test_an_equal_device_can_say_its_dictionary_by_id(server, connect, t0)
         async with connect(device_id, settings={"dictionary_known": True}) as client:
             define_all(client)
             await client.send([("rpm", t0, 1)])
-            await client.flush(5)
+            await client.flush(PATIENCE_S)
         assert await server.readings(device_id) == {("rpm", t0): 1}
 
 
@@ -186,7 +187,7 @@ async def test_a_persistent_buffer_goes_on_where_the_process_ended(server, conne
     define_all(client)
     async with client:
         await client.send([("rpm", t0, 1)])
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     held = Buffer.open(path)
     session_id = held.session_id
     from device.packing import PackingLimits, pack
@@ -195,7 +196,7 @@ async def test_a_persistent_buffer_goes_on_where_the_process_ended(server, conne
     held.offer([packed])
     held.close()
     async with connect(buffer=Buffer.open(path)) as client:
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert await server.readings("device-1") == {("rpm", t0): 1, ("rpm", t0 + 1): 2}
     again = Buffer.open(path)
     assert (again.session_id, len(again), again.acked) == (session_id, 0, 2)
@@ -219,7 +220,7 @@ async def test_a_full_buffer_is_a_named_outcome(connect):
         await client.send_packed([Packed(b"", 0), Packed(b"", 0)], wait=False)
         with pytest.raises(BufferFullError):
             await client.send_packed([Packed(b"", 0)], wait=False)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
 
 
 async def test_a_message_of_nothing_but_bad_readings(connect, t0):
@@ -228,6 +229,6 @@ async def test_a_message_of_nothing_but_bad_readings(connect, t0):
         define_all(client)
         await client.send([("temperature", -1 - i, float(i)) for i in range(900)])
         await client.send([("rpm", t0, 1)])
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert [one.reading.value for one in rejected] == [float(i) for i in range(900)]
     assert (client.statistics().rejected_readings, client.statistics().acked_readings) == (900, 1)

@@ -17,6 +17,7 @@ from device.errors import (
     SupersededError,
     UnauthenticatedError,
 )
+from tests.waiting import PATIENCE_S, until
 
 NOW = time.time_ns() // 1000 - 60_000_000
 
@@ -35,7 +36,7 @@ async def test_messages_cut_off_are_sent_again_with_the_same_numbers(server, con
     server.faults.cut_after = 5
     async with connect() as client:
         await send_numbers(client, 0, 10)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     device = server.device("device-1")
     assert len({hello.session_id for hello in device.hellos}) == 1
     assert len(await server.readings("device-1")) == 10
@@ -44,7 +45,7 @@ async def test_messages_cut_off_are_sent_again_with_the_same_numbers(server, con
     assert client.statistics().sent_messages == 10
 
 
-async def test_a_lost_ack_is_made_good_by_welcome(server, connect, until):
+async def test_a_lost_ack_is_made_good_by_welcome(server, connect):
     server.faults.lose_acks = 1_000_000
     async with connect() as client:
         await send_numbers(client, 0, 3)
@@ -52,7 +53,7 @@ async def test_a_lost_ack_is_made_good_by_welcome(server, connect, until):
         assert client.statistics().acked_messages == 0
         server.faults.lose_acks = 0
         server.cut()
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert server.device("device-1").received == [1, 2, 3]
     assert client.statistics().resent_messages == 0
 
@@ -61,18 +62,18 @@ async def test_a_stream_without_progress_is_abandoned(server, connect):
     server.faults.lose_acks = 1
     async with connect(settings={"ack_timeout_s": 0.05}) as client:
         await send_numbers(client, 0, 1)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert client.statistics().reconnects >= 1
 
 
-async def test_credits_bound_what_is_out(server, connect, until):
+async def test_credits_bound_what_is_out(server, connect):
     server.faults.hold_commits = True
     async with connect() as client:
         await send_numbers(client, 0, 100)
         await until(lambda: len(server.device("device-1").received) == 16)
         assert client.statistics().sent_messages == 16
         server.release()
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert server.device("device-1").most_out <= 16
 
 
@@ -80,25 +81,25 @@ async def test_a_message_larger_than_all_credit_bytes_goes_alone(server, connect
     server.credits.bytes = 10
     async with connect() as client:
         await send_numbers(client, 0, 5)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert server.device("device-1").most_out == 1
 
 
-async def test_a_throttle_pauses_and_loses_nothing(server, connect, until):
+async def test_a_throttle_pauses_and_loses_nothing(server, connect):
     async with connect() as client:
         await send_numbers(client, 0, 1)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
         throttle = ingest_pb2.Throttle(limit=ingest_pb2.Throttle.LIMIT_STORAGE, retry_after_ms=300)
         await server.tell("device-1", response(throttle=throttle))
         await until(lambda: client.statistics().throttled)
         paused = time.monotonic()
         await send_numbers(client, 1, 20)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
         assert time.monotonic() - paused >= 0.25
     assert len(server.device("device-1").readings) == 20
 
 
-async def test_a_notice_is_obeyed(server, connect, until):
+async def test_a_notice_is_obeyed(server, connect):
     server.faults.hold_commits = True
     async with connect() as client:
         await send_numbers(client, 0, 3)
@@ -109,14 +110,14 @@ async def test_a_notice_is_obeyed(server, connect, until):
         await until(lambda: client._session.leaving is not None)
         await send_numbers(client, 3, 6)
         server.release()
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     # What was out was waited for; what came later went to the next stream; nothing was sent twice.
     assert device.received == [1, 2, 3, 4, 5, 6]
     assert len(device.hellos) == 2
     assert client.statistics().resent_messages == 0
 
 
-async def test_a_notice_without_acks_ends_after_the_drain(server, connect, until):
+async def test_a_notice_without_acks_ends_after_the_drain(server, connect):
     server.faults.hold_commits = True
     async with connect() as client:
         await send_numbers(client, 0, 2)
@@ -127,14 +128,14 @@ async def test_a_notice_without_acks_ends_after_the_drain(server, connect, until
         await until(lambda: client._session.leaving is not None)
         await until(lambda: time.monotonic() > client._session.leaving.drain_until)
         server.release()
-        await client.flush(8)
+        await client.flush(PATIENCE_S)
     assert len(device.readings) == 2
 
 
-async def test_a_forgotten_session_starts_anew_and_renumbers(server, connect, until):
+async def test_a_forgotten_session_starts_anew_and_renumbers(server, connect):
     async with connect() as client:
         await send_numbers(client, 0, 4)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
         server.faults.hold_commits = True
         await send_numbers(client, 4, 7)
         device = server.device("device-1")
@@ -142,7 +143,7 @@ async def test_a_forgotten_session_starts_anew_and_renumbers(server, connect, un
         server.forget_sessions()
         server.cut()
         server.faults.hold_commits = False
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert device.received == [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
     assert len({hello.session_id for hello in device.hellos}) == 2
     assert len(device.readings) == 7
@@ -153,17 +154,17 @@ async def test_a_clean_end_is_not_an_ack(server, connect):
     server.faults.end_cleanly = 2
     async with connect() as client:
         await send_numbers(client, 0, 3)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert len(server.device("device-1").readings) == 3
 
 
-async def test_an_unanswered_hello_is_given_up(server, connect, until):
+async def test_an_unanswered_hello_is_given_up(server, connect):
     server.faults.silent = True
     async with connect(settings={"welcome_timeout_s": 0.05}) as client:
         await send_numbers(client, 0, 1)
         await until(lambda: len(server.device("device-1").hellos) >= 2)
         server.faults.silent = False
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ async def test_an_unanswered_hello_is_given_up(server, connect, until):
         pytest.param(grpc.StatusCode.UNAUTHENTICATED, "", UnauthenticatedError, id="unauthenticated"),
     ],
 )
-async def test_a_permanent_error_reaches_the_caller(server, connect, until, code, reason, error):
+async def test_a_permanent_error_reaches_the_caller(server, connect, code, reason, error):
     server.faults.refuse = (code, reason)
     client = connect(buffer=Buffer(max_messages=1))
     client.define("n", ValueType.INT64)
@@ -187,7 +188,7 @@ async def test_a_permanent_error_reaches_the_caller(server, connect, until, code
     assert len(server.device("device-1").hellos) == 1
 
 
-async def test_a_permanent_error_that_nobody_met_is_raised_on_leaving(server, connect, until):
+async def test_a_permanent_error_that_nobody_met_is_raised_on_leaving(server, connect):
     server.faults.refuse = (grpc.StatusCode.PERMISSION_DENIED, "DEVICE_UNKNOWN")
     with pytest.raises(PermissionDeniedError):
         async with connect() as client:
@@ -195,41 +196,41 @@ async def test_a_permanent_error_that_nobody_met_is_raised_on_leaving(server, co
             await until(lambda: client._failure is not None)
 
 
-async def test_a_passing_error_is_retried(server, connect, until):
+async def test_a_passing_error_is_retried(server, connect):
     server.faults.refuse = (grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER")
     async with connect() as client:
         await send_numbers(client, 0, 1)
         await until(lambda: len(server.device("device-1").hellos) >= 3)
         server.faults.refuse = None
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
 
 
-async def test_superseded_fails_where_that_is_set(server, connect, until):
+async def test_superseded_fails_where_that_is_set(server, connect):
     first = connect(settings={"superseded_delay_s": None})
     with pytest.raises(SupersededError):
         async with first:
             await send_numbers(first, 0, 1)
-            await first.flush(5)
+            await first.flush(PATIENCE_S)
             async with connect() as second:
                 await until(lambda: first._failure is not None)
                 await send_numbers(second, 1, 2)
-                await second.flush(5)
-            await first.flush(1)
+                await second.flush(PATIENCE_S)
+            await first.flush(PATIENCE_S)
             await send_numbers(first, 2, 3)
 
 
-async def test_superseded_does_not_come_back_at_once(server, connect, until):
+async def test_superseded_does_not_come_back_at_once(server, connect):
     async with connect(settings={"superseded_delay_s": 3600.0}) as first:
         await send_numbers(first, 0, 1)
-        await first.flush(5)
+        await first.flush(PATIENCE_S)
         async with connect() as second:
             await send_numbers(second, 1, 2)
-            await second.flush(5)
+            await second.flush(PATIENCE_S)
             await until(lambda: first._stream is None)
         assert len(server.device("device-1").hellos) == 2
 
 
-async def test_rejections_told_again_are_handed_over_once(server, connect, until):
+async def test_rejections_told_again_are_handed_over_once(server, connect):
     rejected = []
     async with connect(on_rejections=rejected.extend) as client:
         device = server.device("device-1")
@@ -238,7 +239,7 @@ async def test_rejections_told_again_are_handed_over_once(server, connect, until
         await client.send([("n", 0, 1), ("n", NOW, 2)])
         await until(lambda: device.readings)
         server.cut()
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
         await until(lambda: device.confirmations)
         [record] = device.sessions.values()
         # The confirmation is lost: the server tells the rejection again.
@@ -247,24 +248,24 @@ async def test_rejections_told_again_are_handed_over_once(server, connect, until
         ]
         server.cut()
         await send_numbers(client, 2, 4)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
         await until(lambda: not record.unconfirmed)
     assert [(one.ticket, one.index, one.reading) for one in rejected] == [(1, 0, ("n", 0, 1))]
     assert client.statistics().rejected_readings == 1
 
 
-async def test_the_dictionary_goes_by_id_once_known(server, connect, until):
+async def test_the_dictionary_goes_by_id_once_known(server, connect):
     async with connect() as client:
         await send_numbers(client, 0, 1)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
         await until(lambda: server.device("device-1").hellos)
         known = len(client.dictionary)
         server.cut()
         await send_numbers(client, 1, 2)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
         server.cut()
         await send_numbers(client, 2, 3)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     hello = server.device("device-1").hellos[-1]
     assert known == 1
     assert len(hello.dictionary.id) == 16
@@ -276,7 +277,7 @@ async def test_an_unknown_dictionary_is_sent_before_data(server, connect):
     client.define("n", ValueType.INT64)
     async with client:
         await send_numbers(client, 0, 1)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     device = server.device("device-1")
     assert not device.hellos[0].dictionary.aliases
     assert device.definitions == [[1]]
@@ -289,21 +290,21 @@ async def test_a_dictionary_conflict_costs_no_reading(server, connect):
     server.dictionaries[client.dictionary.id] = [b"something else"]
     async with client:
         await send_numbers(client, 0, 3)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert len(server.device("device-1").readings) == 3
     assert client.statistics().rejected_readings == 0
 
 
-async def test_a_server_that_comes_back_finds_everything(server, connect, until):
+async def test_a_server_that_comes_back_finds_everything(server, connect):
     async with connect() as client:
         await send_numbers(client, 0, 3)
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
         await server.stop()
         await send_numbers(client, 3, 9)
         with pytest.raises(FlushTimeoutError):
             await client.flush(0.05)
         await server.start()
-        await client.flush(10)
+        await client.flush(PATIENCE_S)
     assert len(server.device("device-1").readings) == 9
 
 
@@ -324,7 +325,7 @@ async def test_leaving_with_unacked_messages_says_so(server, connect, tmp_path):
     again.close()
 
 
-async def test_waiting_for_room_can_be_cancelled(server, connect, until):
+async def test_waiting_for_room_can_be_cancelled(server, connect):
     server.faults.hold_commits = True
     async with connect(buffer=Buffer(max_messages=2)) as client:
         await send_numbers(client, 0, 2)
@@ -333,5 +334,5 @@ async def test_waiting_for_room_can_be_cancelled(server, connect, until):
             await until(lambda: len(client._buffer._waiting) == 3)
             waiting[0].cancel()
             server.release()
-        await client.flush(5)
+        await client.flush(PATIENCE_S)
     assert {value for value, _ in server.device("device-1").readings.values()} == {0, 1, 20, 30}

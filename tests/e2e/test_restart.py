@@ -21,9 +21,10 @@ from runtime.process import ExitCode
 from tests.device import turbofan_form
 from tests.e2e.gateway_process import GatewayProcess
 from tests.gateway.raw_stream import D, RawStream, now_us, readings, service
-from tests.gateway.running_gateway import new_channel, until
+from tests.gateway.running_gateway import new_channel
 from tests.gateway.stored import changes, history, rows
 from tests.storage.conftest import Database
+from tests.waiting import PATIENCE_S, until
 
 TENANT = "engines"
 PERIOD_US = 60_000_000
@@ -65,7 +66,7 @@ def replay_of(path: Path, target: str, **settings: Any) -> Replay:
 
 async def replay(path: Path, target: str) -> ReplayResult:
     run = replay_of(path, target)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         await run.run()
     result = run.result()
     assert (result.unacked, result.rejected) == (0, {})
@@ -74,7 +75,7 @@ async def replay(path: Path, target: str) -> ReplayResult:
 
 async def patiently(method: Any, request: Any) -> Any:
     """The answer, once the database does answer."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 return await method(request, metadata=service(TENANT), wait_for_ready=True)
@@ -126,11 +127,11 @@ async def test_kill_in_mid_stream_and_replay_again(
     # At a speed at which the kill comes while rows are still being sent.
     first = replay_of(half, process.target, speed=PERIOD_US / 1e6 * 20)
     running = asyncio.create_task(first.run())
-    await until(lambda: first.result().acked > 500, 30)
+    await until(lambda: first.result().acked > 500, "readings are acked")
     process.kill()
     assert not running.done()
     process.start()
-    await until(running.done, 60)
+    await until(running.done, "the replay ends")
     await running
     assert first.result().unacked == 0
     again = await replay(whole, process.target)
@@ -189,12 +190,12 @@ async def test_the_database_restarts_under_load(
 ) -> None:
     run = replay_of(turbofan_form.write(tmp_path / "whole.txt", table), process.target, speed=PERIOD_US / 1e6 * 10)
     running = asyncio.create_task(run.run())
-    await until(lambda: run.result().acked > 500, 30)
+    await until(lambda: run.result().acked > 500, "readings are acked")
     # When one of its processes dies, the server ends all others, recovers from its log and starts again.
     [(backend,)] = rows(database, "SELECT min(pid) FROM pg_stat_activity WHERE application_name = 'atlasco-ingest'")
     os.kill(backend, signal.SIGKILL)
     assert not running.done()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         await running
     assert (run.result().unacked, run.result().rejected) == (0, {})
     assert "atlasco_commit_retries_total{" in process.ask("metrics")

@@ -21,7 +21,7 @@ from embedded.jars import find_java, kafka_jars, kafka_version
 from embedded.kafka import EmbeddedKafka
 from embedded.kafka_probe import serves
 from embedded.ports import LOOPBACK, free_port
-from tests.embedded.embedded_support import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 OWNER = """
 import sys
@@ -44,7 +44,7 @@ def running(request):
 def new_topic(broker, partitions=2):
     name = f"t-{uuid.uuid4().hex[:8]}"
     admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
-    admin.create_topics([NewTopic(name, partitions, 1)])[name].result(20)
+    admin.create_topics([NewTopic(name, partitions, 1)])[name].result(PATIENCE_S)
     return name
 
 
@@ -60,7 +60,7 @@ def produce(broker, topic, values):
     )
     for value in values:
         producer.produce(topic, value, on_delivery=lambda error, _: failures.append(error) if error else None)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_S) == 0
     assert failures == []
 
 
@@ -80,7 +80,7 @@ def consume(broker, topic, count, partitions=2):
         found.extend(message.value() for message in messages if message.error() is None)
         return len(found) >= count
 
-    wait_until(enough, f"{count} records", timeout_s=30)
+    wait_until(enough, f"{count} records")
     consumer.close()
     return sorted(found)
 
@@ -143,7 +143,7 @@ def test_a_producer_waits_through_a_crash(kafka):
     kafka.kill()
     producer.produce(topic, b"patient", on_delivery=lambda error, _: delivered.append(error))
     kafka.start()
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_S) == 0
     assert delivered == [None]
     assert consume(kafka, topic, 1) == [b"patient"]
 
@@ -175,10 +175,10 @@ def test_topics_do_not_make_themselves(kafka):
         producer.produce("misspelt", b"x", on_delivery=lambda error, _: errors.append(error.code()))
     except KafkaException as error:
         errors.append(error.args[0].code())
-    producer.flush(10)
+    producer.flush(PATIENCE_S)
     assert errors[0] in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._MSG_TIMED_OUT)
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
-    assert "misspelt" not in admin.list_topics(timeout=10).topics
+    assert "misspelt" not in admin.list_topics(timeout=PATIENCE_S).topics
 
 
 def test_only_the_loopback_interface_listens(kafka):

@@ -12,7 +12,8 @@ import pytest
 
 from embedded.errors import DataDirInUse, DataDirUnusable, PostgresStartFailed
 from embedded.ports import LOOPBACK, is_free
-from tests.embedded.embedded_support import sql, wait_until
+from tests.embedded.embedded_support import sql
+from tests.waiting import wait_until
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to switch to another account")
 

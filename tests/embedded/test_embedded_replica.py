@@ -3,7 +3,8 @@ import pytest
 
 from embedded.errors import ReplicaLagging
 from embedded.replica import StreamingReplica
-from tests.embedded.embedded_support import sql, wait_until
+from tests.embedded.embedded_support import sql
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_it_serves_without_its_primary_and_finds_it_again(primary, replica):
     assert values(replica) == [1]
     primary.start()
     insert(primary, 2)
-    replica.wait_caught_up(timeout_s=30)
+    replica.wait_caught_up(timeout_s=PATIENCE_S)
     assert values(replica) == [1, 2]
 
 

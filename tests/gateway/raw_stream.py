@@ -10,9 +10,9 @@ import grpc
 from atlasco.telemetry.v1 import common_pb2, ingest_pb2
 
 from tests.refusals import End, end_of
+from tests.waiting import PATIENCE_S
 
 METHOD = "/atlasco.telemetry.v1.IngestService/StreamTelemetry"
-DEADLINE_S = 10.0
 
 DOUBLE = common_pb2.ATTRIBUTE_TYPE_DOUBLE
 INT64 = common_pb2.ATTRIBUTE_TYPE_INT64
@@ -84,7 +84,7 @@ class RawStream:
 
     async def say(self, request: ingest_pb2.StreamTelemetryRequest | bytes) -> None:
         raw = request if isinstance(request, bytes) else request.SerializeToString()
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(PATIENCE_S):
             await self.call.write(raw)
 
     async def say_hello(self, **changes: Any) -> None:
@@ -117,7 +117,7 @@ class RawStream:
         request = ingest_pb2.ConfirmRejections(through_sequence=through)
         await self.say(ingest_pb2.StreamTelemetryRequest(confirm_rejections=request))
 
-    async def hear(self, kind: str, deadline_s: float = DEADLINE_S) -> ingest_pb2.StreamTelemetryResponse:
+    async def hear(self, kind: str, deadline_s: float = PATIENCE_S) -> ingest_pb2.StreamTelemetryResponse:
         """The next message of a kind; others are kept for later."""
         for position, held in enumerate(self._heard):
             if held.WhichOneof("message") == kind:
@@ -161,7 +161,7 @@ class RawStream:
         assert all(0 < len(one.text.encode()) <= 200 for one in told)
         return found
 
-    async def ended(self, deadline_s: float = DEADLINE_S) -> End:
+    async def ended(self, deadline_s: float = PATIENCE_S) -> End:
         """How the stream ends, once it does."""
         async with asyncio.timeout(deadline_s):
             try:

@@ -1,7 +1,7 @@
 """A whole gateway in the test's own process, on a real port and a real database."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +19,7 @@ from runtime.process import Shutdown
 from runtime.tracing import Tracing
 from storage.warehouse.port import Warehouse
 from tests.storage.conftest import Database
-
-DEADLINE_S = 10.0
-
-
-async def until(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:
-    """Wait for a condition, looking again each time the loop has turned."""
-    async with asyncio.timeout(deadline_s):
-        while not condition():  # noqa: ASYNC110 - conditions of the system under test have no event to wait for
-            await asyncio.sleep(0.005)
+from tests.waiting import PATIENCE_S
 
 
 @dataclass
@@ -45,7 +37,7 @@ class RunningGateway:
     async def stop(self) -> int:
         """Ask it to end, as SIGTERM does, and wait for it; returns its exit code."""
         self.shutdown.request("test")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.task
 
 
@@ -72,7 +64,7 @@ async def running_gateway(
     channel = new_channel(str(config.listen))
     try:
         ready = asyncio.create_task(channel.channel_ready())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await asyncio.wait({ready, task}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             ready.cancel()
@@ -81,7 +73,7 @@ async def running_gateway(
     finally:
         shutdown.request("end of test")
         await channel.close()
-        await asyncio.wait({task}, timeout=30)
+        await asyncio.wait({task}, timeout=PATIENCE_S)
         metrics.close()
         # A gateway that crashed fails the test that noticed nothing else.
         task.result()

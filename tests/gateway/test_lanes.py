@@ -30,7 +30,7 @@ from storage.errors import DataRefused, StorageDefect, StorageError, StorageUnav
 from storage.model import Attribute, Outcome, Reason, RejectedReading, ValueType, WriteBatch, Written
 from storage.partitions import HistoryLimitReached, OutsideClockWindow
 from storage.registry import FixedSettings, Tenant
-from tests.gateway.running_gateway import until
+from tests.waiting import PATIENCE_S, until
 
 NOW = 1_800_000_000_000_000
 TABLE = AliasTable().with_aliases({1: ("a", ValueType.DOUBLE)}, {1: Attribute(1, "a", ValueType.DOUBLE, True)}, {})
@@ -156,7 +156,7 @@ async def bench(
     found = Bench(made, room, writers, coverage, metrics, [])
     yield found
     made.close()
-    await asyncio.wait_for(running, 10)
+    await asyncio.wait_for(running, PATIENCE_S)
     assert room.used == 0
 
 

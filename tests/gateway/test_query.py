@@ -1,6 +1,5 @@
 """The query service over a real connection and a real database."""
 
-import asyncio
 import math
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -23,6 +22,7 @@ from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.read_tenants import TenantDirectory
 from tests.refusals import End, end_of, refused
 from tests.storage.reads_database import Known, known_database, register_attribute, register_entity, store
+from tests.waiting import until
 
 SERVICE = (("atlasco-tenant", "acme"), ("atlasco-service", "test"))
 DEVICE = (("atlasco-tenant", "acme"), ("atlasco-device", "device-1"))
@@ -372,9 +372,7 @@ def waiting(connection: psycopg.Connection[Any]) -> int:
 
 
 async def until_waiting(connection: psycopg.Connection[Any], count: int) -> None:
-    async with asyncio.timeout(20):
-        while waiting(connection) != count:  # noqa: ASYNC110 - the database sends no event
-            await asyncio.sleep(0)
+    await until(lambda: waiting(connection) == count, f"{count} statements wait for the lock")
 
 
 async def test_a_deadline_is_typed_and_ends_the_statement(known: Known, locked: psycopg.Connection[Any]) -> None:

@@ -12,10 +12,10 @@ from atlasco.telemetry.v1 import query_pb2
 from gateway.query import QueryLimits
 from gateway.query_admission import QueryAdmission
 from gateway.status import Reason, Refusal
-from tests.gateway.running_gateway import until
 from tests.gateway.test_query import Service, register_anew, serve
 from tests.refusals import End, end_of
 from tests.storage.reads_database import Known, known_database, register_entity
+from tests.waiting import until
 
 READINGS = 150_000
 # The client's transport takes a hundred kilobytes, then no more until the client reads.

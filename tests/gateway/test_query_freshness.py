@@ -14,6 +14,7 @@ from gateway.query_freshness import TierBounds, need_of
 from gateway.status import Refusal
 from tests.gateway.test_query import ATTRIBUTE, SERVICE, Service, series_request, serve
 from tests.storage.reads_database import DAY_US, Known, known_database
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +86,7 @@ async def test_an_export_that_is_given_up_leaves_the_pool_whole(known: Known, se
         call.cancel()
     answers = await asyncio.gather(*(service.ask(query_pb2.ListAttributesRequest()) for _ in range(8)))
     assert all(answer.attributes for answer in answers)
-    async with asyncio.timeout(10):
-        while service.pool.get_stats()["pool_available"] < service.pool.get_stats()["pool_size"]:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: service.pool.get_stats()["pool_available"] == service.pool.get_stats()["pool_size"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What operators see of queries: counts by tier and source, what failed on the way, spans."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -27,9 +26,10 @@ from runtime.metrics import MemoryMetrics
 from runtime.tracing import Tracing
 from storage.errors import StorageBusy, StorageError, StorageUnavailable, TransactionConflict
 from tests.gateway.faulty_link import FaultyLink
-from tests.gateway.running_gateway import RunningGateway, running_gateway, until
+from tests.gateway.running_gateway import RunningGateway, running_gateway
 from tests.router.router_support import ATTRIBUTE, ask, latest, metadata, write
 from tests.storage.conftest import QUERY_LOGIN, Database
+from tests.waiting import PATIENCE_S, until
 
 METHOD = "atlasco.telemetry.v1.QueryService/"
 CRITICAL = {"tier": query_pb2.TIER_CRITICAL}
@@ -91,13 +91,13 @@ async def replica(observed: Observed, tenant: str) -> None:
     """Wait until the replica answers for the tenant, which has a device `d`."""
     observed.link.resume()
     await write(observed.gateway.channel, tenant, "d", 1)
+
+    async def answers() -> bool:
+        answer = await latest(observed.gateway.channel, tenant, "d", **REPORT)
+        return bool(answer.provenance.source == query_pb2.Provenance.SOURCE_REPLICA)
+
     # Its pool may just wait before it connects again.
-    async with asyncio.timeout(30):
-        while True:
-            answer = await latest(observed.gateway.channel, tenant, "d", **REPORT)
-            if answer.provenance.source == query_pb2.Provenance.SOURCE_REPLICA:
-                break
-            await asyncio.sleep(0.01)
+    await until(answers, "the replica answers")
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +158,7 @@ async def test_a_replica_that_does_not_answer_counts_as_a_fallback(
     observed.link.stall()
     try:
         request = query_pb2.GetLatestRequest(entity="d", freshness=query_pb2.Freshness(tier=query_pb2.TIER_REPORT))
-        answer = await ask(observed.gateway.channel, tenant, request, timeout_s=5)
+        answer = await ask(observed.gateway.channel, tenant, request, timeout_s=PATIENCE_S)
     finally:
         observed.link.resume()
     assert answer.provenance.source == query_pb2.Provenance.SOURCE_PRIMARY

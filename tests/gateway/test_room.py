@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.room import Bound, Room
+from tests.waiting import PATIENCE_S
 
 
 async def turn() -> None:
@@ -106,7 +107,7 @@ async def test_who_gives_up_holds_nobody_back() -> None:
     assert not small.done()
     large.cancel()
     await asyncio.wait({large})
-    await asyncio.wait_for(small, 1)
+    await asyncio.wait_for(small, PATIENCE_S)
     assert room.used == 60
 
 

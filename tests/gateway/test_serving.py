@@ -12,9 +12,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from runtime.config import ConfigError
 from tests.gateway.raw_stream import D, RawStream, now_us, readings
-from tests.gateway.running_gateway import RunningGateway, running_gateway, until
+from tests.gateway.running_gateway import RunningGateway, running_gateway
 from tests.gateway.stored import values
 from tests.storage.conftest import Database
+from tests.waiting import until
 
 SERVICES = {"atlasco.telemetry.v1.IngestService", "atlasco.telemetry.v1.QueryService", "grpc.health.v1.Health"}
 

@@ -11,10 +11,11 @@ import pytest
 from atlasco.telemetry.v1 import ingest_pb2
 
 from tests.gateway.raw_stream import ALIASES, DOUBLE, B, D, RawStream, S, now_us, readings, reason_name
-from tests.gateway.running_gateway import RunningGateway, new_channel, running_gateway, until
+from tests.gateway.running_gateway import RunningGateway, new_channel, running_gateway
 from tests.gateway.stored import values
 from tests.refusals import End
 from tests.storage.conftest import Database
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import pytest
 from atlasco.telemetry.v1 import ingest_pb2
 
 from tests.gateway.raw_stream import D, I, RawStream, now_us, readings
-from tests.gateway.running_gateway import RunningGateway, new_channel, running_gateway, until
+from tests.gateway.running_gateway import RunningGateway, new_channel, running_gateway
 from tests.gateway.stored import changes, history, rows, values
 from tests.refusals import End
 from tests.storage.conftest import Database
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from gateway.tls import ServerCertificates, TlsConfig
 from runtime import pki
 from runtime.config import ConfigError, load_settings
 from runtime.metrics import MemoryMetrics
+from tests.waiting import PATIENCE_S, until
 
 DOMAIN = "dev.example"
 DAY = timedelta(days=1)
-DEADLINE_S = 10.0
 PUMP = spiffe_id(DOMAIN, "acme", IdentityKind.DEVICE, "pump")
 
 
@@ -83,7 +83,7 @@ class Gateway:
 
     async def ask(self, client: pki.KeyPair | None, root: bytes = AUTHORITY.certificate) -> str:
         async with self.channel(client, root) as channel:
-            answer: bytes = await channel.unary_unary("/test/Who")(b"", timeout=DEADLINE_S)
+            answer: bytes = await channel.unary_unary("/test/Who")(b"", timeout=PATIENCE_S)
             return answer.decode()
 
     async def served_serial(self) -> int:
@@ -132,12 +132,6 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
         await server.start()
         yield Gateway(tmp_path, port, certificates, metrics)
         await server.stop(None)
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - a metric cannot be awaited
-            await asyncio.sleep(0.005)
 
 
 async def test_the_certificate_says_who_calls(gateway: Gateway) -> None:
@@ -313,9 +307,9 @@ async def test_the_files_are_watched_without_being_asked(tmp_path: Path) -> None
     async with ServerCertificates(config(tmp_path, interval_s=0.01), metrics):
         assert 0 < metrics.value("atlasco_tls_certificate_remaining_seconds") <= DAY.total_seconds()
         break_key(tmp_path)
-        await eventually(lambda: metrics.value("atlasco_tls_reloads", result="failed") == 1)
+        await until(lambda: metrics.value("atlasco_tls_reloads", result="failed") == 1)
         install(tmp_path, server_pair())
-        await eventually(lambda: metrics.value("atlasco_tls_reloads", result="loaded") == 1)
+        await until(lambda: metrics.value("atlasco_tls_reloads", result="loaded") == 1)
 
 
 async def test_a_certificate_from_the_future_is_taken_when_its_time_comes(tmp_path: Path) -> None:

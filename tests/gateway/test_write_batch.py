@@ -20,10 +20,11 @@ from tests.gateway.raw_stream import (
     reason_name,
     service,
 )
-from tests.gateway.running_gateway import RunningGateway, running_gateway, until
+from tests.gateway.running_gateway import RunningGateway, running_gateway
 from tests.gateway.stored import changes, history, latest, rows, values
 from tests.refusals import End, end_of
 from tests.storage.conftest import Database
+from tests.waiting import PATIENCE_S, until
 
 METHOD = "/atlasco.telemetry.v1.IngestService/WriteBatch"
 
@@ -45,7 +46,7 @@ def request(devices: dict[str, ingest_pb2.Readings], request_id: bytes = b"", **
 async def write(gateway: RunningGateway, tenant: str, what: Any, metadata: Any = None) -> Any:
     raw = what if isinstance(what, bytes) else what.SerializeToString()
     method: Any = gateway.channel.unary_unary(METHOD, None, ingest_pb2.WriteBatchResponse.FromString)
-    return await method(raw, metadata=metadata or service(tenant), timeout=20)
+    return await method(raw, metadata=metadata or service(tenant), timeout=PATIENCE_S)
 
 
 async def refused(gateway: RunningGateway, tenant: str, what: Any, metadata: Any = None) -> End:

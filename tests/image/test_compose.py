@@ -16,6 +16,7 @@ from gateway.config import GatewayConfig
 from runtime.config import load_settings, settings_of
 from tests.k8s.manifests import seconds
 from tests.k8s.test_configuration import CONFIGS
+from tests.waiting import PATIENCE_S
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILE = REPOSITORY / "compose.yaml"
@@ -169,7 +170,7 @@ def test_certificates_script_runs_twice(tmp_path: Path) -> None:
     path = {"PATH": f"{program}:/usr/bin:/bin"}
     authority = None
     for _ in range(2):
-        subprocess.run(["/bin/sh", "-ec", here], check=True, capture_output=True, env=path, timeout=60)
+        subprocess.run(["/bin/sh", "-ec", here], check=True, capture_output=True, env=path, timeout=PATIENCE_S)
         content = (tmp_path / "ca.crt").read_bytes()
         assert authority in (None, content)
         authority = content

@@ -15,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.waiting import PATIENCE_S
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILE = REPOSITORY / "Dockerfile"
 CONSTRAINTS = REPOSITORY / "constraints.txt"
@@ -223,7 +225,7 @@ def builder() -> list[str] | None:
     if shutil.which("buildah"):
         return ["buildah", "build"]
     if shutil.which("docker"):
-        reached = subprocess.run(["docker", "info"], capture_output=True, timeout=30, check=False)
+        reached = subprocess.run(["docker", "info"], capture_output=True, timeout=PATIENCE_S, check=False)
         if reached.returncode == 0:
             return ["docker", "build"]
     return None
@@ -238,9 +240,11 @@ def test_builds_and_runs() -> None:
     subprocess.run([*build, "--tag", TAG, str(REPOSITORY)], check=True, timeout=1100)
     if build[0] == "docker":
         run = ["docker", "run", "--rm", "--read-only", "--cap-drop=ALL", "--network=none"]
-        helped = subprocess.run([*run, TAG, "serve", "--help"], capture_output=True, text=True, timeout=60, check=True)
+        helped = subprocess.run(
+            [*run, TAG, "serve", "--help"], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+        )
         assert "run a gateway" in helped.stdout or "Serve" in helped.stdout
         who = subprocess.run(
-            [*run, "--entrypoint=id", TAG, "-u"], capture_output=True, text=True, timeout=60, check=True
+            [*run, "--entrypoint=id", TAG, "-u"], capture_output=True, text=True, timeout=PATIENCE_S, check=True
         )
         assert who.stdout.strip() == "10001"

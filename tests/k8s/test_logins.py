@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from embedded.postgres import EmbeddedPostgres
 from tests.k8s.manifests import K8S, Manifests
+from tests.waiting import PATIENCE_S
 
 SCRIPT = K8S / "base" / "migrate" / "logins.py"
 
@@ -117,7 +118,7 @@ def test_migration_follows(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
 def atlasco(environment: dict[str, str], *arguments: str) -> int:
     program = Path(sys.executable).parent / "atlasco"
     return subprocess.run(
-        [program, *arguments], env=environment, capture_output=True, timeout=60, check=False
+        [program, *arguments], env=environment, capture_output=True, timeout=PATIENCE_S, check=False
     ).returncode
 
 
@@ -160,7 +161,7 @@ def test_waiting_for_the_schema(prod: Manifests, tmp_path: Path, answers: str, c
         [*gateway["command"], *gateway["args"]],
         cwd=tmp_path,
         env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
-        timeout=20,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == code

@@ -1,11 +1,10 @@
-"""Means of the loader's tests: a log to write to, loaders to run and kill, and waiting for conditions."""
+"""Means of the loader's tests: a log to write to, and loaders to run and kill."""
 
 import itertools
 import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,21 +25,12 @@ from storage.warehouse.local import LocalWarehouse
 from storage.warehouse.local_limits import LocalLimits
 from storage.warehouse.port import Warehouse
 from storage.warehouse.steps import AtStep, no_step
+from tests.waiting import PATIENCE_S, wait_until
 from tests.warehouse_fixtures import Record, TestDatabase
 
 LOADER_LOGIN = "test_loader"
 
 _topics = itertools.count(1)
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
-    """Return what the condition gives once it is true; fail at the deadline."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {timeout_s:g} s")
-        time.sleep(0.02)
-    return found
 
 
 @dataclass
@@ -90,11 +80,11 @@ class Log:
                 return False
             return True
 
-        wait_for(attempt, "the topic is made")
+        wait_until(attempt, "the topic is made")
 
     def delete(self) -> None:
         self.admin.delete_topics([self.topic])[self.topic].result()
-        wait_for(lambda: self.topic not in self.admin.list_topics(timeout=5).topics, "the topic is gone")
+        wait_until(lambda: self.topic not in self.admin.list_topics(timeout=PATIENCE_S).topics, "the topic is gone")
 
     def write(self, *records: Record) -> None:
         """Returns when the broker has them."""
@@ -109,7 +99,7 @@ class Log:
                 headers=list(record.headers),
                 on_delivery=lambda error, _: failures.append(error) if error else None,
             )
-        assert producer.flush(30) == 0
+        assert producer.flush(PATIENCE_S) == 0
         assert not failures
 
     def remove_before(self, partition: int, offset: int) -> None:
@@ -124,7 +114,7 @@ class Log:
             {"bootstrap.servers": self.kafka.bootstrap_servers, "group.id": "atlasco-loader-" + self.topic}
         )
         try:
-            return int(consumer.committed([TopicPartition(self.topic, partition)], timeout=10)[0].offset)
+            return int(consumer.committed([TopicPartition(self.topic, partition)], timeout=PATIENCE_S)[0].offset)
         finally:
             consumer.close()
 
@@ -147,7 +137,7 @@ class LoaderThread:
 
     def stop(self) -> None:
         self.follower.stop()
-        self.thread.join(60)
+        self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive()
         self.warehouse.close()
         if self.failures:

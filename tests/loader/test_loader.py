@@ -19,7 +19,8 @@ from storage.warehouse.local import LocalWarehouse
 from storage.warehouse.local_limits import LocalLimits
 from storage.warehouse.port import Scope
 from storage.warehouse.steps import Step
-from tests.loader.loader_support import Log, Running, as_loader, loaded, wait_for
+from tests.loader.loader_support import Log, Running, as_loader, loaded
+from tests.waiting import PATIENCE_S, wait_until
 from tests.warehouse_fixtures import (
     T0,
     Reading,
@@ -42,11 +43,11 @@ def test_the_log_arrives_with_watermarks_and_offsets(
     readings: list[Reading] = [*doubles(50), (2, 2, T0, 7), (2, 3, T0, True), (2, 4, T0, "on")]
     log.write(change_record(readings), watermark_record(T0 + 5))
     loader = running.loader(log, database, tmp_path / "warehouse")
-    wait_for(loaded(warehouse, [2]), "both records are loaded")
+    wait_until(loaded(warehouse, [2]), "both records are loaded")
     assert held(warehouse) == expected(readings)
     assert warehouse.completeness().as_of_us == T0 + 5
-    wait_for(lambda: log.committed() == 2, "kafka knows the offset")
-    wait_for(lambda: loader.follower.not_ready is None, "the loader is ready")
+    wait_until(lambda: log.committed() == 2, "kafka knows the offset")
+    wait_until(lambda: loader.follower.not_ready is None, "the loader is ready")
     with psycopg.connect(database.dsn) as connection:
         rows = connection.execute(
             "SELECT lane, (extract(epoch FROM loaded_through) * 1000000)::bigint FROM loaded_lanes"
@@ -61,7 +62,7 @@ def test_an_empty_hour_advances_the_as_of(
     running.loader(log, database, tmp_path / "warehouse")
     for i in range(1, 4):
         log.write(watermark_record(i * 1000))
-        wait_for(lambda i=i: warehouse.completeness().as_of_us == i * 1000, "the watermark is loaded")
+        wait_until(lambda i=i: warehouse.completeness().as_of_us == i * 1000, "the watermark is loaded")
     assert held(warehouse) == {}
     running.stop()
 
@@ -73,12 +74,12 @@ def test_killed_at_a_step(
     first, correction, second = doubles(200), [(1, 1, T0, -1.0)], doubles(100, entity=2)
     log.write(change_record(first), change_record(correction, revision=1), watermark_record(100))
     process = running.process(log, database, tmp_path / "warehouse", kill_at=step)
-    assert process.wait(60) == -signal.SIGKILL
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL
     log.write(change_record(second), watermark_record(200))
     # In a group of its own, or it would wait until the dead one's session has run out: how a loader takes over within
     # the group is the next test's.
     running.loader(log, database, tmp_path / "warehouse", group="atlasco-loader-again-" + log.topic)
-    wait_for(loaded(warehouse, [5]), "everything is loaded")
+    wait_until(loaded(warehouse, [5]), "everything is loaded")
     assert held(warehouse) == expected(first, correction, second)
     assert warehouse.completeness().as_of_us == 200
     running.stop()
@@ -97,11 +98,11 @@ def test_two_loaders_share_and_one_is_killed(
     running.loader(log, database, tmp_path / "warehouse")
     for i, group in enumerate(readings[:20]):
         log.write(change_record(group, partition=i % 4))
-    wait_for(loaded(warehouse, [5] * 4), "the first half is loaded")
+    wait_until(loaded(warehouse, [5] * 4), "the first half is loaded")
     process.send_signal(signal.SIGKILL)
     for i, group in enumerate(readings[20:]):
         log.write(change_record(group, partition=i % 4))
-    wait_for(loaded(warehouse, [10] * 4), "the survivor loads the second half", 60)
+    wait_until(loaded(warehouse, [10] * 4), "the survivor loads the second half")
     assert held(warehouse) == expected(*readings)
     running.stop()
 
@@ -115,20 +116,20 @@ def test_a_rebalance_in_the_middle_of_a_load(
     def at(step: Step) -> None:
         if step == "parquet-written" and not go_on.is_set():
             reached.set()
-            assert go_on.wait(60)
+            assert go_on.wait(PATIENCE_S)
 
     groups = [doubles(30, entity=i) for i in range(6)]
     for i, group in enumerate(groups[:4]):
         log.write(change_record(group, partition=i % 2))
     running.loader(log, database, tmp_path / "warehouse", at=at)
-    assert reached.wait(30)
+    assert reached.wait(PATIENCE_S)
     running.loader(log, database, tmp_path / "warehouse")
     # One of the two partitions goes to the second loader, which loads it while the first one's load still stands.
-    wait_for(lambda: any(offset > 0 for offset in _offsets(warehouse)), "the second loader loads")
+    wait_until(lambda: any(offset > 0 for offset in _offsets(warehouse)), "the second loader loads")
     go_on.set()
     for i, group in enumerate(groups[4:]):
         log.write(change_record(group, partition=i % 2))
-    wait_for(loaded(warehouse, [3, 3]), "everything is loaded")
+    wait_until(loaded(warehouse, [3, 3]), "everything is loaded")
     assert held(warehouse) == expected(*groups)
     running.stop()
 
@@ -143,9 +144,9 @@ def test_records_that_come_again_load_once(
     records = [change_record(doubles(10, entity=i)) for i in range(5)]
     loader = running.loader(log, database, tmp_path / "warehouse")
     log.write(*records)
-    wait_for(loaded(warehouse, [5]), "they are loaded")
+    wait_until(loaded(warehouse, [5]), "they are loaded")
     log.write(*records, change_record(doubles(3, entity=9)))
-    wait_for(loaded(warehouse, [11]), "they are passed over")
+    wait_until(loaded(warehouse, [11]), "they are passed over")
     assert held(warehouse) == expected(*(doubles(10, entity=i) for i in range(5)), doubles(3, entity=9))
     assert loader.metrics.value("atlasco_loader_duplicates") == 5
     running.stop()
@@ -164,12 +165,12 @@ def test_records_of_one_transaction_are_told_apart(
     ]
     loader = running.loader(log, database, tmp_path / "warehouse")
     log.write(*records)
-    wait_for(loaded(warehouse, [3]), "all are loaded")
+    wait_until(loaded(warehouse, [3]), "all are loaded")
     assert held(warehouse) == expected(one, gone) | expected(other, tenant=2)
     assert loader.metrics.value("atlasco_loader_duplicates") == 0
     log.write(*records)
-    wait_for(loaded(warehouse, [6]), "they come again")
-    wait_for(lambda: loader.metrics.value("atlasco_loader_duplicates") == 3, "each is recognised")
+    wait_until(loaded(warehouse, [6]), "they come again")
+    wait_until(lambda: loader.metrics.value("atlasco_loader_duplicates") == 3, "each is recognised")
     assert held(warehouse) == expected(one, gone) | expected(other, tenant=2)
     running.stop()
 
@@ -180,11 +181,11 @@ def test_two_writers_of_one_key_out_of_order(
     key = (1, 1, T0)
     running.loader(log, database, tmp_path / "warehouse")
     log.write(change_record([(*key, 2.0)], revision=2))
-    wait_for(loaded(warehouse, [1]), "the later correction is loaded first")
+    wait_until(loaded(warehouse, [1]), "the later correction is loaded first")
     log.write(change_record([(*key, 1.0)], revision=1))
-    wait_for(loaded(warehouse, [2]), "then the earlier one")
+    wait_until(loaded(warehouse, [2]), "then the earlier one")
     log.write(change_record([(*key, 0.0)]))
-    wait_for(loaded(warehouse, [3]), "then the first value")
+    wait_until(loaded(warehouse, [3]), "then the first value")
     assert held(warehouse) == {(1, *key): 2.0}
     warehouse.compact()
     assert held(warehouse) == {(1, *key): 2.0}
@@ -196,11 +197,11 @@ def test_kafka_restarted(
 ) -> None:
     running.loader(log, database, tmp_path / "warehouse")
     log.write(change_record(doubles(10)))
-    wait_for(loaded(warehouse, [1]), "the first record is loaded")
+    wait_until(loaded(warehouse, [1]), "the first record is loaded")
     kafka.kill()
     kafka.start()
     log.write(change_record(doubles(10, entity=2)))
-    wait_for(loaded(warehouse, [2]), "the second record is loaded", 60)
+    wait_until(loaded(warehouse, [2]), "the second record is loaded")
     assert held(warehouse) == expected(doubles(10), doubles(10, entity=2))
     running.stop()
 
@@ -215,13 +216,13 @@ def test_the_warehouse_is_away_for_a_while(
 ) -> None:
     loader = running.loader(log, database, tmp_path / "warehouse")
     log.write(change_record(doubles(10)))
-    wait_for(loaded(warehouse, [1]), "the first record is loaded")
+    wait_until(loaded(warehouse, [1]), "the first record is loaded")
     postgres.kill()
     log.write(change_record(doubles(10, entity=2)))
-    wait_for(lambda: loader.metrics.value("atlasco_loader_retries") > 0, "loads fail", 60)
+    wait_until(lambda: loader.metrics.value("atlasco_loader_retries") > 0, "loads fail")
     assert loader.follower.not_ready is not None
     postgres.start()
-    wait_for(loaded(warehouse, [2]), "the second record is loaded", 60)
+    wait_until(loaded(warehouse, [2]), "the second record is loaded")
     assert held(warehouse) == expected(doubles(10), doubles(10, entity=2))
     running.stop()
 
@@ -233,7 +234,7 @@ def test_memory_is_bounded(
 
     def at(step: Step) -> None:
         if step == "parquet-written":
-            assert go_on.wait(60)
+            assert go_on.wait(PATIENCE_S)
 
     loader = running.loader(
         log, database, tmp_path / "warehouse", at=at, age_s=0.05, size_bytes=50_000, memory_bytes=200_000
@@ -241,9 +242,9 @@ def test_memory_is_bounded(
     groups = [doubles(100, entity=i) for i in range(100)]
     log.write(*(change_record(group) for group in groups))
     # One poll brings at most 500 records; here all come within one or two, so the bound is passed by no more than that.
-    wait_for(lambda: loader.metrics.value("atlasco_loader_buffer_bytes") >= 200_000, "the bound is reached")
+    wait_until(lambda: loader.metrics.value("atlasco_loader_buffer_bytes") >= 200_000, "the bound is reached")
     go_on.set()
-    wait_for(loaded(warehouse, [100]), "everything is loaded")
+    wait_until(loaded(warehouse, [100]), "everything is loaded")
     assert held(warehouse) == expected(*groups)
     running.stop()
 
@@ -257,7 +258,7 @@ def test_the_lag_counts_records_and_seconds(
     def at(step: Step) -> None:
         if step == "parquet-written":
             reached.set()
-            assert go_on.wait(60)
+            assert go_on.wait(PATIENCE_S)
 
     with psycopg.connect(database.dsn) as connection:
         row = connection.execute("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").fetchone()
@@ -266,15 +267,15 @@ def test_the_lag_counts_records_and_seconds(
     log.write(*(change_record(doubles(1, entity=i), partition=i % 2) for i in range(7)))
     loader = running.loader(log, database, tmp_path / "warehouse", at=at)
     metrics = loader.metrics
-    assert reached.wait(30)
+    assert reached.wait(PATIENCE_S)
     # Read and not loaded is lag, too.
-    wait_for(lambda: _known(metrics, "atlasco_loader_lag_records") == 7, "all of them lag")
+    wait_until(lambda: _known(metrics, "atlasco_loader_lag_records") == 7, "all of them lag")
     assert _known(metrics, "atlasco_loader_behind_seconds") is None, "nothing is known to be complete yet"
     go_on.set()
     log.write(*(watermark_record(minute_ago, partition=p, partitions=2) for p in range(2)))
-    wait_for(loaded(warehouse, [5, 4]), "everything is loaded")
-    wait_for(lambda: _known(metrics, "atlasco_loader_lag_records") == 0, "none lags")
-    behind = wait_for(lambda: _known(metrics, "atlasco_loader_behind_seconds"), "the lateness is known")
+    wait_until(loaded(warehouse, [5, 4]), "everything is loaded")
+    wait_until(lambda: _known(metrics, "atlasco_loader_lag_records") == 0, "none lags")
+    behind = wait_until(lambda: _known(metrics, "atlasco_loader_behind_seconds"), "the lateness is known")
     assert 60 <= behind < 120
     assert (_known(metrics, "atlasco_loader_behind_seconds") or 0) > behind, "it grows by itself"
     running.stop()
@@ -296,7 +297,7 @@ def test_dead_letter_and_redrive(
     broken = Record(torn.value[:-7], torn.headers, torn.key)
     loader = running.loader(log, database, tmp_path / "warehouse")
     log.write(change_record(good), broken, Record(b"?", [("kind", b"riddle")], b"1:4"), watermark_record(50))
-    wait_for(loaded(warehouse, [4]), "the rest is not held up")
+    wait_until(loaded(warehouse, [4]), "the rest is not held up")
     assert held(warehouse) == expected(good)
     assert loader.metrics.value("atlasco_loader_dead_letters") == 2
     incomplete = warehouse.completeness(Scope(tenant_id=1)).incomplete
@@ -330,25 +331,25 @@ def test_a_gap_at_the_log_start_halts_until_the_rebuild(
         first, missed, later = doubles(5), doubles(5, entity=3), doubles(5, entity=5)
         running.loader(log, database, tmp_path / "warehouse")
         log.write(change_record(first), watermark_record(100), change_record([(2, 1, T0, 1.0)], partition=1))
-        wait_for(loaded(warehouse, [2, 1]), "the beginning is loaded")
+        wait_until(loaded(warehouse, [2, 1]), "the beginning is loaded")
         running.stop()
         log.write(change_record(missed), change_record(later))
         log.remove_before(0, 3)
         loader = running.loader(log, database, tmp_path / "warehouse")
-        wait_for(lambda: "rebuild" in (loader.follower.not_ready or ""), "the loader halts")
-        wait_for(lambda: warehouse.completeness().halted, "the warehouse knows it too")
+        wait_until(lambda: "rebuild" in (loader.follower.not_ready or ""), "the loader halts")
+        wait_until(lambda: warehouse.completeness().halted, "the warehouse knows it too")
         assert warehouse.completeness().halted == ("records 2 to 2 were removed from the log before they were loaded",)
         assert loader.metrics.value("atlasco_loader_halted_partitions") == 1
         log.write(change_record([(2, 1, T0 + 1, 2.0)], partition=1))
-        wait_for(lambda: warehouse.states()[1].next_offset == 2, "the other partition goes on")
+        wait_until(lambda: warehouse.states()[1].next_offset == 2, "the other partition goes on")
         assert len(held(warehouse)) == 7
         history = _Postgres(database)
         history.write("double", 1, [*first, *missed, *later, (2, 1, T0, 1.0), (2, 1, T0 + 1, 2.0)])
         history.rebuild(log, warehouse)
-        wait_for(lambda: loader.follower.not_ready is None, "the loader goes on by itself")
+        wait_until(lambda: loader.follower.not_ready is None, "the loader goes on by itself")
         after = doubles(2, entity=7)
         log.write(change_record(after, xid=10**9))
-        wait_for(lambda: 7 in {key[1] for key in held(warehouse)}, "what comes later is loaded")
+        wait_until(lambda: 7 in {key[1] for key in held(warehouse)}, "what comes later is loaded")
         assert held(warehouse) == expected(first, missed, later, [(2, 1, T0, 1.0), (2, 1, T0 + 1, 2.0)], after)
         running.stop()
         warehouse.close()
@@ -362,19 +363,19 @@ def test_a_topic_made_anew_halts_until_the_rebuild(
         warehouse.init()
         loader = running.loader(log, database, tmp_path / "warehouse")
         log.write(change_record(doubles(5)), change_record(doubles(5, entity=2)))
-        wait_for(loaded(warehouse, [2]), "the old topic is loaded")
+        wait_until(loaded(warehouse, [2]), "the old topic is loaded")
         log.delete()
         log.create()
         # As many records as the old one had and more: the offsets alone would fit.
         log.write(*(change_record([(4, 1, T0 + i, 0.0)]) for i in range(5)))
-        wait_for(lambda: "made anew" in (loader.follower.not_ready or ""), "the loader halts", 60)
+        wait_until(lambda: "made anew" in (loader.follower.not_ready or ""), "the loader halts")
         assert held(warehouse) == expected(doubles(5), doubles(5, entity=2))
         history = _Postgres(database)
         everything = [*doubles(5), *doubles(5, entity=2), *((4, 1, T0 + i, 0.0) for i in range(5))]
         history.write("double", 1, everything)
         history.write("text", 2, [(4, 2, T0, 'two\nlines, "quoted"'), (4, 2, T0 + 1, "")])
         history.rebuild(log, warehouse)
-        wait_for(lambda: loader.follower.not_ready is None, "the loader goes on by itself")
+        wait_until(lambda: loader.follower.not_ready is None, "the loader goes on by itself")
         assert held(warehouse) == expected(everything, [(4, 2, T0, 'two\nlines, "quoted"'), (4, 2, T0 + 1, "")])
         running.stop()
         warehouse.close()
@@ -386,8 +387,8 @@ def test_a_log_that_begins_late_halts_at_once(
     log.write(change_record(doubles(5)), change_record(doubles(5, entity=2)))
     log.remove_before(0, 1)
     loader = running.loader(log, database, tmp_path / "warehouse")
-    wait_for(lambda: "before they were ever loaded" in (loader.follower.not_ready or ""), "the loader halts")
-    wait_for(lambda: warehouse.completeness().halted, "the warehouse knows it too")
+    wait_until(lambda: "before they were ever loaded" in (loader.follower.not_ready or ""), "the loader halts")
+    wait_until(lambda: warehouse.completeness().halted, "the warehouse knows it too")
     assert held(warehouse) == {}
     running.stop()
 
@@ -410,7 +411,7 @@ def test_changes_of_the_rebuilds_own_snapshot_are_passed_over(
             watermark_record(4 * 10**15, lanes=1),
         )
         running.loader(log, database, tmp_path / "warehouse")
-        wait_for(loaded(warehouse, [4]), "the log is read")
+        wait_until(loaded(warehouse, [4]), "the log is read")
         assert held(warehouse) == expected(doubles(5), later)
         assert warehouse.completeness().incomplete == ()
         assert warehouse.states()[0].rebuild is None
@@ -444,10 +445,10 @@ def test_the_loaders_role_may_do_what_a_loader_does_and_no_more(
             Record(torn.value[:-7], torn.headers, torn.key),
             watermark_record(100),
         )
-        wait_for(loaded(warehouse, [4]), "everything is loaded")
-        wait_for(lambda: loader.metrics.value("atlasco_loader_dead_letters") == 1, "the torn record is set aside")
+        wait_until(loaded(warehouse, [4]), "everything is loaded")
+        wait_until(lambda: loader.metrics.value("atlasco_loader_dead_letters") == 1, "the torn record is set aside")
         with psycopg.connect(database.dsn) as connection:
-            wait_for(lambda: connection.execute("SELECT 1 FROM loaded_lanes").fetchall(), "the progress is reported")
+            wait_until(lambda: connection.execute("SELECT 1 FROM loaded_lanes").fetchall(), "the progress is reported")
         dead = ("dead-letter-topic-id", b"-"), ("dead-letter-partition", b"0"), ("dead-letter-offset", b"2")
         Log(log.kafka, log.topic + ".dead-letter", 1).write(Record(torn.value, [*torn.headers, *dead], torn.key))
         assert redrive_dead_letters(log.settings, warehouse).loaded == 1
@@ -459,7 +460,7 @@ def test_the_loaders_role_may_do_what_a_loader_does_and_no_more(
         history.rebuild(log, warehouse, database.dsn)
         assert held(warehouse) == expected(good)
         log.write(change_record(lost, xid=10**9))
-        wait_for(lambda: 2 in {key[1] for key in held(warehouse)}, "the loader goes on after the rebuild")
+        wait_until(lambda: 2 in {key[1] for key in held(warehouse)}, "the loader goes on after the rebuild")
         assert warehouse.status().generation == 2
         running.stop()
         warehouse.close()

@@ -10,8 +10,8 @@ import pytest
 from demo.stack import Stack
 from embedded.program import Program
 from tests.device import turbofan_form
-from tests.loader.loader_support import wait_for
 from tests.pipeline.conftest import Run
+from tests.waiting import wait_until
 
 TENANT = "leavers"
 
@@ -44,7 +44,7 @@ def test_a_deleted_device_leaves_every_store(
         *("--device-column", "unit", "--cycle-column", "cycle", "--period", "1h", "--start", turbofan_form.START),
     )
     assert replayed.returncode == 0, replayed.stderr
-    wait_for(lambda: sum(_readings(stack).values()) == len(table) * 24, "everything is loaded")
+    wait_until(lambda: sum(_readings(stack).values()) == len(table) * 24, "everything is loaded")
     before = _readings(stack)
     leaver, stayer = sorted(before)
 

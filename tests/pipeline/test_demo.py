@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +21,7 @@ from demo.stack import Stack
 from device.fleet import FleetStatistics
 from embedded.postgres import EmbeddedPostgres
 from tests.pipeline.conftest import need_pipeline
+from tests.waiting import until
 
 COUNTED = ("sent", "resent", "acked", "rejected", "stored", "lost", "duplicated", "checked", "dishonest")
 
@@ -102,10 +102,12 @@ def test_it_leaves_one_slot_for_the_one_replica(directory: Path) -> None:
 async def test_every_tier_is_asked_also_while_no_device_has_come(stack: Stack) -> None:
     questions = Questions(stack.target, "nobody", progress=print)
     asking = asyncio.create_task(questions.run())
-    deadline = time.monotonic() + 60
-    while not all(tier.answers for tier in questions.figures().tiers.values()):
-        assert not asking.done() and time.monotonic() < deadline, questions.figures()
-        await asyncio.sleep(0.05)
+
+    def answered() -> bool:
+        assert not asking.done(), questions.figures()
+        return all(tier.answers for tier in questions.figures().tiers.values())
+
+    await until(answered, "an answer at every tier")
     asking.cancel()
     await asyncio.wait({asking})
     figures = questions.figures()

@@ -3,9 +3,8 @@
 import asyncio
 import os
 import random
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +28,7 @@ from storage.verify import Primary, WarehouseStore, verify
 from storage.verify_log import LogStore
 from storage.warehouse.local import LocalWarehouse
 from tests.pipeline.conftest import need_pipeline
+from tests.waiting import PATIENCE_S, until
 
 SEED = int(os.environ.get("ATLASCO_TEST_SEED", "20"))
 TENANTS = ("one", "two")
@@ -127,7 +127,7 @@ def test_after_random_kills_every_store_has_every_reading_once(rig: Rig, seed: i
     for_the_log = LogStore(KafkaConfig(bootstrap_servers=rig.kafka.bootstrap_servers))
     try:
         for store in (WarehouseStore(rig.warehouse), for_the_log):
-            result = verify(primary, store, patience_s=40.0)
+            result = verify(primary, store, patience_s=PATIENCE_S)
             assert result.readings > 0
             assert [str(difference) for difference in result.differences] == []
     finally:
@@ -151,7 +151,7 @@ async def _stream_and_kill(rig: Rig, fleets: list[Fleet], rng: random.Random) ->
     async def at_a_random_moment() -> None:
         """Measured in readings: however slow the machine is, something happens in between."""
         goal = acked() + rng.randint(100, 1200)
-        await _until(lambda: acked() >= goal, "readings are acked")
+        await until(lambda: acked() >= goal, "readings are acked")
 
     async def keep_killing(process: Program, times: int) -> None:
         nonlocal kills
@@ -190,13 +190,6 @@ async def _stream_and_kill(rig: Rig, fleets: list[Fleet], rng: random.Random) ->
         for fleet in fleets:
             fleet.stop()
     return kills
-
-
-async def _until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60.0
-    while not condition():
-        assert time.monotonic() < deadline, f"not within a minute: {what}"
-        await asyncio.sleep(0.02)
 
 
 def _shared_buckets(dsn: str) -> int:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from storage.kafka import KafkaConfig
 from storage.relay.config import RelayConfig
 from storage.relay.retire import Retirer
 from storage.relay.service import Relay
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 RELAY_LOGIN = "test_relay"
@@ -245,7 +246,7 @@ class Bench:
             number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1]
             for number in found.partitions
         }
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while any(self._next(number) < end for number, end in ends.items()):
             assert time.monotonic() < deadline, "the topic cannot be read to its end"
             for message in consumer.consume(1000, 0.2):
@@ -311,23 +312,10 @@ async def running(relay: Relay) -> AsyncIterator[Relay]:
         yield relay
     finally:
         shutdown.request("test")
-        await asyncio.wait_for(task, 30)
-
-
-async def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
-    """Wait until a condition, which may block for a moment, holds."""
-    await eventually_async(lambda: asyncio.to_thread(condition), what, timeout_s)
-
-
-async def eventually_async(condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 60) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + timeout_s
-    while not await condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
-        await asyncio.sleep(0.02)
+        await asyncio.wait_for(task, PATIENCE_S)
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:
     """SIGTERM, and the exit code."""
     process.send_signal(signal.SIGTERM)
-    return process.wait(30)
+    return process.wait(PATIENCE_S)

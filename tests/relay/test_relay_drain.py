@@ -6,7 +6,8 @@ from uuid import UUID, uuid4
 from atlasco.telemetry.v1 import change_pb2
 
 from runtime.metrics import MemoryMetrics
-from tests.relay.relay_support import LANES, PARTITIONS, Bench, change_batch, changes_of, eventually, insert, running
+from tests.relay.relay_support import LANES, PARTITIONS, Bench, change_batch, changes_of, insert, running
+from tests.waiting import eventually
 
 
 def arrived(bench: Bench) -> bool:

@@ -10,7 +10,8 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from embedded.ports import free_port
 from runtime.metrics import MemoryMetrics
-from tests.relay.relay_support import LANES, Bench, eventually, running, stop
+from tests.relay.relay_support import LANES, Bench, running, stop
+from tests.waiting import PATIENCE_S, eventually
 
 
 def arrived(bench: Bench) -> bool:
@@ -72,7 +73,7 @@ async def test_kafka_restarted_while_data_flows(bench: Bench) -> None:
         writing = asyncio.create_task(asyncio.to_thread(bench.write, 600))
         await asyncio.to_thread(bench.kafka.restart)
         await writing
-        await eventually(lambda: arrived(bench), "everything, after the broker's restart", timeout_s=120)
+        await eventually(lambda: arrived(bench), "everything, after the broker's restart", patience_s=120)
         committed_by = bench.now_us()
         await eventually(lambda: (bench.read().complete_through() or 0) > committed_by, "watermarks")
 
@@ -157,7 +158,7 @@ async def test_a_topic_made_again_gets_the_whole_outbox(bench: Bench) -> None:
     topic = bench.kafka_config.topic
     admin = AdminClient({"bootstrap.servers": bench.kafka.bootstrap_servers})
     await asyncio.wrap_future(admin.delete_topics([topic])[topic])
-    await eventually(lambda: topic not in admin.list_topics(timeout=10).topics, "the topic gone")
+    await eventually(lambda: topic not in admin.list_topics(timeout=PATIENCE_S).topics, "the topic gone")
     bench.write(20)
     metrics = MemoryMetrics()
     bench.forget_topic()

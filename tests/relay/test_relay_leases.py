@@ -11,7 +11,8 @@ from storage.leases import Leases
 from storage.relay.cursor import Page, after
 from storage.relay.drain import LaneDrain, LaneLost, NotPrimary, PageLimits
 from storage.relay.service import relay_pool
-from tests.relay.relay_support import Bench, eventually_async
+from tests.relay.relay_support import Bench
+from tests.waiting import PATIENCE_S, until
 
 
 class ManualClock:
@@ -52,7 +53,7 @@ async def test_an_expired_lease_is_taken_over_with_a_larger_epoch(pool: Pool) ->
     async def taken() -> bool:
         return bool((await heir.renew()).held)
 
-    await eventually_async(taken, "the lease taken over", timeout_s=10)
+    await until(taken, "the lease taken over")
     new = (await heir.renew()).held[0]
     assert new.epoch > old.epoch
     assert not dead.holds(old)
@@ -128,7 +129,7 @@ async def test_a_standby_is_refused(bench: Bench, pool: Pool, tmp_path_factory: 
             raise AssertionError("a standby was read")
 
         try:
-            await eventually_async(refused, "the standby refused")
+            await until(refused, "the standby refused")
         finally:
             await standby.close()
 
@@ -142,4 +143,4 @@ async def test_a_database_that_is_not_there_ends_the_start(bench: Bench, monkeyp
 
 def test_a_relay_without_its_settings_says_which(bench: Bench) -> None:
     process = bench.relay_process(KAFKA_BOOTSTRAP_SERVERS="", ATLASCO_TOPIC_PARTITIONS="none")
-    assert process.wait(30) == 2
+    assert process.wait(PATIENCE_S) == 2

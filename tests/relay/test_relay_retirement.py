@@ -9,7 +9,8 @@ import psycopg
 
 from storage.database import Pool
 from storage.relay.retire import Retirement
-from tests.relay.relay_support import LANES, Bench, change_batch, eventually, eventually_async, insert, running
+from tests.relay.relay_support import LANES, Bench, change_batch, insert, running
+from tests.waiting import eventually, until
 
 OLD = "(date_trunc('hour', clock_timestamp()) - interval '30 minutes')"
 
@@ -66,7 +67,7 @@ async def test_only_what_is_loaded_is_dropped(bench: Bench, pool: Pool) -> None:
             load(bench)
             return any(r.dropped for r in await retire(bench, pool))
 
-        await eventually_async(dropped, "the partition dropped")
+        await until(dropped, "the partition dropped")
     assert not exists(bench, partition)
     assert bench.one("SELECT count(*) FROM outbox") == 0
     # The partition of this hour stays.
@@ -87,7 +88,7 @@ async def test_a_stalled_transaction_postpones_the_drop(bench: Bench, pool: Pool
                 load(bench)
                 return [r.dropped for r in await retire(bench, pool)] == [False]
 
-            await eventually_async(postponed, "a postponed drop while the transaction is open")
+            await until(postponed, "a postponed drop while the transaction is open")
             # Ingest goes on while it is open, and while drops are attempted.
             bench.write(4)
             stalled.commit()
@@ -101,7 +102,7 @@ async def test_a_stalled_transaction_postpones_the_drop(bench: Bench, pool: Pool
             load(bench)
             return any(r.dropped for r in await retire(bench, pool))
 
-        await eventually_async(dropped, "the partition dropped in the end")
+        await until(dropped, "the partition dropped in the end")
     seen = {batch.batch_id for batch in bench.read().batches()}
     assert {early.bytes, late.bytes} <= seen
 

@@ -21,6 +21,7 @@ from storage.rollup.worker import Worker
 from tests.rollup.conftest import Write, settle
 from tests.search.fleet import TENANT, Fleet
 from tests.storage.conftest import Database
+from tests.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "device-0001"
@@ -98,7 +99,9 @@ def test_a_person_types_the_name(owner: psycopg.Connection[Any], typed: str, cod
     try:
         os.write(ours, f"{typed}\n".encode())
         command = [sys.executable, "-m", "cli.main", "device", "delete", TENANT, DEVICE]
-        done = subprocess.run(command, cwd=ROOT, stdin=theirs, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, stdin=theirs, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
     finally:
         os.close(ours)
         os.close(theirs)
@@ -115,9 +118,13 @@ async def test_it_is_followed_to_its_end(
     monkeypatch.setattr(device, "_POLL_S", 0.01)
     write(DEVICE, "count", {fleet.now_us - i: i for i in range(7)})
     waiting = asyncio.create_task(asyncio.to_thread(run, "delete", TENANT, DEVICE, "--yes", "--wait"))
-    async with asyncio.timeout(30):
-        while not await list_operations(admin_pool, fleet.tenant_id, limit=1):
-            assert not waiting.done()
+
+    async def ordered() -> bool:
+        assert not waiting.done()
+        return bool(await list_operations(admin_pool, fleet.tenant_id, limit=1))
+
+    await until(ordered, "the deletion is ordered")
+    async with asyncio.timeout(PATIENCE_S):
         await settle(worker)
         assert await waiting == 0
     found = capsys.readouterr()

@@ -24,6 +24,7 @@ from tests.rollup.conftest import ROLLUP_LOGIN, Write
 from tests.rollup.test_worker import DEVICES, NUMBERS, check, check_projection, of_type, some
 from tests.search.fleet import Fleet
 from tests.storage.conftest import Database
+from tests.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,11 +44,13 @@ async def until_kept(pool: Pool, tenant: int, connection: psycopg.Connection[Any
     row = connection.execute("SELECT clock_timestamp()").fetchone()
     connection.commit()
     assert row is not None
-    async with asyncio.timeout(60):
-        while True:
-            entries = [*await list_rollups(pool, tenant), *await list_projections(pool, tenant)]
-            if all(e.status.state == "serving" and e.status.as_of and e.status.as_of > row[0] for e in entries):
-                return
+    committed_by = row[0]
+
+    async def kept() -> bool:
+        entries = [*await list_rollups(pool, tenant), *await list_projections(pool, tenant)]
+        return all(e.status.state == "serving" and e.status.as_of and e.status.as_of > committed_by for e in entries)
+
+    await until(kept, "everything is filled")
 
 
 async def test_a_killed_worker_is_replaced(
@@ -60,10 +63,13 @@ async def test_a_killed_worker_is_replaced(
     await create_rollup(admin_pool, fleet.tenant_id, "numbers", NUMBERS)
     await create_projection(admin_pool, fleet.tenant_id, "wide", ["temperature", "count"])
     first = start(database)
-    async with asyncio.timeout(60):
-        # In the middle of the back-fill.
-        while (await list_rollups(admin_pool, fleet.tenant_id))[0].status.complete_from is None:
-            assert first.poll() is None
+
+    async def begun() -> bool:
+        assert first.poll() is None
+        return (await list_rollups(admin_pool, fleet.tenant_id))[0].status.complete_from is not None
+
+    # In the middle of the back-fill.
+    await until(begun, "the back-fill has begun")
     first.kill()
     assert first.wait() == -signal.SIGKILL
     for device in DEVICES:
@@ -75,7 +81,7 @@ async def test_a_killed_worker_is_replaced(
         check_projection(owner, fleet, ("temperature", "count"))
     finally:
         second.send_signal(signal.SIGTERM)
-    _, log = await asyncio.to_thread(second.communicate, timeout=30)
+    _, log = await asyncio.to_thread(second.communicate, timeout=PATIENCE_S)
     assert second.returncode == 0, log.decode()
     first.communicate()
 
@@ -94,11 +100,13 @@ async def test_a_deletion_that_fails_shows_in_the_metrics(
     config = RollupConfig(dsn=database(user=ROLLUP_LOGIN), settle_s=3600, measure_interval_s=0.05)
     stopping = Shutdown()
     running = asyncio.create_task(RollupProcess(config, metrics).run(stopping))
+
+    def measured() -> bool:
+        assert not running.done()
+        return known(metrics, "atlasco_deletions_open") > 0
+
     try:
-        async with asyncio.timeout(20):
-            while not known(metrics, "atlasco_deletions_open"):
-                assert not running.done()
-                await asyncio.sleep(0.01)
+        await until(measured, "the deletion is counted")
     finally:
         stopping.request("test")
         await running

@@ -20,8 +20,8 @@ from storage.deletion import order_deletion
 from storage.read_model import EntityNotFound, SeriesQuestion
 from tests.router.platform import DAY_US, HOUR_US, TENANT, Platform
 from tests.router.router_support import DATABASE
+from tests.waiting import PATIENCE_S
 
-TIMEOUT_S = 20.0
 CRITICAL, ANALYTICS = Need(0), Need(900_000_000)
 
 
@@ -47,7 +47,7 @@ async def test_no_answer_that_is_complete_past_the_order_shows_it(
         question = AggregateQuestion(
             Selection(), ["temperature"], at, at + 1, [Function.COUNT], by_entity=by_entity, by_attribute=True
         )
-        answer = await routing.read(TENANT, Aggregates(question, None), need, TIMEOUT_S)
+        answer = await routing.read(TENANT, Aggregates(question, None), need, PATIENCE_S)
         counts = {one.entity: one.columns[0].values[0] for one in answer.answer.series}
         return answer.proof.kind, answer.proof.as_of_us, counts
 
@@ -65,7 +65,7 @@ async def test_no_answer_that_is_complete_past_the_order_shows_it(
             assert as_of_us >= ordered_us
         with pytest.raises(EntityNotFound):
             by_name = SeriesQuestion(["doomed"], ["temperature"], at, at + 1)
-            await routing.read(TENANT, SeriesRange(by_name, 10, None), need, TIMEOUT_S)
+            await routing.read(TENANT, SeriesRange(by_name, 10, None), need, PATIENCE_S)
 
 
 async def test_texts_of_a_device_that_goes_meanwhile_do_not_cut_an_answer_short(
@@ -90,11 +90,11 @@ async def test_texts_of_a_device_that_goes_meanwhile_do_not_cut_an_answer_short(
 
     def meanwhile(*arguments: Any) -> Any:
         ordering = order_deletion(ingest_pool, platform.tenant, "going", uuid4())
-        asyncio.run_coroutine_threadsafe(ordering, loop).result(TIMEOUT_S)
+        asyncio.run_coroutine_threadsafe(ordering, loop).result(PATIENCE_S)
         platform.load()
         return names(*arguments)
 
     monkeypatch.setattr(aggregate_warehouse, "_device_names", meanwhile)
     monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", 500)
     with pytest.raises(TooMuchText):
-        await routing.read(TENANT, Aggregates(question, None), ANALYTICS, TIMEOUT_S)
+        await routing.read(TENANT, Aggregates(question, None), ANALYTICS, PATIENCE_S)

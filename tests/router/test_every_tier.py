@@ -37,6 +37,7 @@ from tests.router.test_replica import source_fresh
 from tests.search.aggregates import check, random_question
 from tests.search.fleet import Fleet
 from tests.storage.conftest import Database
+from tests.waiting import PATIENCE_S
 
 CRITICAL, DASHBOARD, REPORT, ANALYTICS = (
     query_pb2.TIER_CRITICAL,
@@ -195,7 +196,7 @@ async def test_random_series_are_right_at_every_tier(platform: Platform, tiers: 
             async for message in stub.ExportSeries(
                 query_pb2.ExportSeriesRequest(**arguments, freshness=freshness, chunk_size=40),
                 metadata=metadata(TENANT),
-                timeout=20,
+                timeout=PATIENCE_S,
             ):
                 exported += rows_of(message.series)
                 if message.HasField("summary"):

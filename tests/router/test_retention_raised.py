@@ -14,8 +14,7 @@ from storage.maintenance import maintain
 from storage.read_model import SeriesQuestion
 from tests.router.platform import DAY_US, TENANT, Platform
 from tests.router.router_support import DATABASE
-
-TIMEOUT_S = 20.0
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture(params=["rows", "range"])
@@ -49,9 +48,9 @@ async def test_what_the_warehouse_has_is_found_and_outlives_a_rebuild(
         answers = []
         for end in ends:
             series = SeriesQuestion(["d0"], ["temperature"], at, end)
-            page = await routing.read(TENANT, SeriesRange(series, 1000, None), need, TIMEOUT_S)
+            page = await routing.read(TENANT, SeriesRange(series, 1000, None), need, PATIENCE_S)
             aggregate = AggregateQuestion(Selection(["d0"]), ["temperature"], at, end, [Function.COUNT])
-            summed = await routing.read(TENANT, Aggregates(aggregate, None), need, TIMEOUT_S)
+            summed = await routing.read(TENANT, Aggregates(aggregate, None), need, PATIENCE_S)
             assert page.proof.kind is summed.proof.kind
             assert not [*page.proof.degraded, *summed.proof.degraded]
             ((count,),) = (one.columns[0].values for one in summed.answer.series)

@@ -32,8 +32,8 @@ from storage.read_model import (
 from storage.read_tenants import TenantDirectory
 from storage.series_pages import join_pages
 from tests.router.platform import ATTRIBUTES, DAY_US, DEVICES, HOUR_US, TENANT, TYPES, Platform, some_rows
+from tests.waiting import PATIENCE_S
 
-TIMEOUT_S = 20.0
 CRITICAL = Need(0)
 
 
@@ -44,7 +44,7 @@ async def all_pages(
     pages = []
     after: Position | None = None
     while True:
-        routed = await router.read(TENANT, SeriesRange(question, size, after), need, TIMEOUT_S)
+        routed = await router.read(TENANT, SeriesRange(question, size, after), need, PATIENCE_S)
         pages.append(routed)
         page_rows = [
             (part.entity, part.attribute, int(t), v, int(r))
@@ -266,7 +266,7 @@ async def test_a_split_aggregate_equals_the_readings(
             by_attribute=True,
         )
         need = Need(1 if round_ < 4 else 900_000_000)
-        routed = await routing.read(TENANT, Aggregates(question, None), need, TIMEOUT_S)
+        routed = await routing.read(TENANT, Aggregates(question, None), need, PATIENCE_S)
         kinds.append(routed.proof.kind)
         found = {
             (series.entity, series.attribute, at_us): [column.values[place] for column in series.columns]
@@ -302,7 +302,7 @@ async def test_a_percentile_is_split_between_buckets_alone(
         Selection(["d1"]), ["temperature"], day_us - 15 * DAY_US, day_us, [Function.PERCENTILE, Function.COUNT],
         Bucket(BucketUnit.DAY), [50.0],
     )  # fmt: skip
-    routed = await routing.read(TENANT, Aggregates(question, None), Need(1), TIMEOUT_S)
+    routed = await routing.read(TENANT, Aggregates(question, None), Need(1), PATIENCE_S)
     assert routed.proof.kind is SourceKind.SPLIT
     (older,) = [a for a in routed.attempts if a.kind is SourceKind.WAREHOUSE]
     assert older.end_us == day_us - 9 * DAY_US
@@ -315,7 +315,7 @@ async def test_a_percentile_is_split_between_buckets_alone(
     )
     assert medians[day_us - 9 * DAY_US] == pytest.approx(float(np.median(of_day)))
     alone = replace(question, bucket=None)
-    routed = await routing.read(TENANT, Aggregates(alone, None), Need(1), TIMEOUT_S)
+    routed = await routing.read(TENANT, Aggregates(alone, None), Need(1), PATIENCE_S)
     assert routed.proof.kind is SourceKind.PRIMARY
 
 
@@ -334,16 +334,16 @@ async def test_a_device_that_is_being_deleted_is_in_neither_part(
         Selection(), ["temperature"], at_us, at_us + 2, [Function.COUNT], by_entity=True, by_attribute=True
     )
     named = replace(everything, selection=Selection(["doomed", "d0"]))
-    before = await routing.read(TENANT, Aggregates(everything, None), Need(1), TIMEOUT_S)
+    before = await routing.read(TENANT, Aggregates(everything, None), Need(1), PATIENCE_S)
     assert (before.proof.kind, [s.entity for s in before.answer.series]) == (SourceKind.SPLIT, ["d0", "doomed"])
     assert platform.one("SELECT delete_entity(%s, 'doomed', %s)", platform.tenant, uuid.uuid4()) == "created"
-    after = await routing.read(TENANT, Aggregates(everything, None), Need(1), TIMEOUT_S)
+    after = await routing.read(TENANT, Aggregates(everything, None), Need(1), PATIENCE_S)
     assert (after.proof.kind, [s.entity for s in after.answer.series]) == (SourceKind.SPLIT, ["d0"])
     with pytest.raises(EntityNotFound):
-        await routing.read(TENANT, Aggregates(named, None), Need(1), TIMEOUT_S)
+        await routing.read(TENANT, Aggregates(named, None), Need(1), PATIENCE_S)
     series = SeriesQuestion(["doomed"], ["temperature"], at_us, at_us + 2)
     with pytest.raises(EntityNotFound):
-        await routing.read(TENANT, SeriesRange(series, 10, None), Need(1), TIMEOUT_S)
+        await routing.read(TENANT, SeriesRange(series, 10, None), Need(1), PATIENCE_S)
 
 
 async def test_pages_of_a_split_do_not_go_on_behind_a_device_that_was_replaced(
@@ -357,7 +357,7 @@ async def test_pages_of_a_split_do_not_go_on_behind_a_device_that_was_replaced(
     platform.write([("brief", "temperature", platform.now_us - 3, 3.0)])
     await source.measure()
     question = SeriesQuestion(["brief"], ["temperature"], old_us, platform.now_us)
-    page = await routing.read(TENANT, SeriesRange(question, 2, None), Need(1), TIMEOUT_S)
+    page = await routing.read(TENANT, SeriesRange(question, 2, None), Need(1), PATIENCE_S)
     assert page.answer.last is not None
     assert platform.one("SELECT delete_entity(%s, 'brief', %s)", platform.tenant, uuid.uuid4()) == "created"
     platform.owner.execute("UPDATE entity_deletions SET step = 'done', ended_at = now()")
@@ -365,15 +365,15 @@ async def test_pages_of_a_split_do_not_go_on_behind_a_device_that_was_replaced(
     following = SeriesRange(question, 2, page.answer.last)
     for need in (CRITICAL, Need(1)):
         with pytest.raises(EntityReplaced):
-            await routing.read(TENANT, following, need, TIMEOUT_S)
+            await routing.read(TENANT, following, need, PATIENCE_S)
     # The warehouse as it is goes on with the old one, as of before; when it knows both, a database is asked.
-    stale = await routing.read(TENANT, following, Need(900_000_000), TIMEOUT_S)
+    stale = await routing.read(TENANT, following, Need(900_000_000), PATIENCE_S)
     assert stale.answer.parts[0].entity == "brief"
     platform.write([("brief", "temperature", platform.now_us - 3, 4.0)])
     platform.load()
     await source.measure()
     with pytest.raises(EntityReplaced):
-        await routing.read(TENANT, following, Need(900_000_000), TIMEOUT_S)
+        await routing.read(TENANT, following, Need(900_000_000), PATIENCE_S)
 
 
 async def test_texts_that_only_a_part_has_are_not_the_answer_s(
@@ -390,7 +390,7 @@ async def test_texts_that_only_a_part_has_are_not_the_answer_s(
     kinds = []
     for limit in (1_000, 100):
         monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", limit)
-        routed = await routing.read(TENANT, Aggregates(question, None), Need(1), TIMEOUT_S)
+        routed = await routing.read(TENANT, Aggregates(question, None), Need(1), PATIENCE_S)
         assert [column.values for column in routed.answer.series[0].columns] == [["y"]]
         kinds.append(routed.proof.kind)
     assert kinds == [SourceKind.SPLIT, SourceKind.PRIMARY]

@@ -32,8 +32,8 @@ from storage.warehouse.port import EVERYTHING, Completeness, Scope
 from storage.warehouse.reader import WarehouseReader
 from tests.router.platform import DAY_US, DEVICES, HOUR_US, TENANT, Platform
 from tests.router.router_support import DATABASE
+from tests.waiting import PATIENCE_S, until
 
-TIMEOUT_S = 20.0
 CRITICAL = Need(0)
 ANALYTICS = Need(900_000_000)
 
@@ -75,7 +75,7 @@ async def test_a_question_too_large_for_the_warehouse_shuts_it_to_nobody(platfor
     await source.measure()
     for _ in range(FAILURES):
         with pytest.raises(StorageBusy):
-            await source.answer(TENANT, TooLarge(), Requirement(Need(900_000_000), 0), TIMEOUT_S)
+            await source.answer(TENANT, TooLarge(), Requirement(Need(900_000_000), 0), PATIENCE_S)
     assert source.standing.available
     source.close()
     small.close()
@@ -93,7 +93,7 @@ class Hanging(LocalWarehouse):
     def completeness(self, scope: Scope = EVERYTHING) -> Completeness:
         self.asked += 1
         self.began.set()
-        assert self.answers.wait(30)
+        assert self.answers.wait(PATIENCE_S)
         return super().completeness(scope)
 
 
@@ -106,12 +106,15 @@ async def test_a_warehouse_that_hangs_is_left_alone_until_it_answers(
     for _ in range(FAILURES):
         await source.measure()
     assert not source.standing.available
-    assert await asyncio.to_thread(hanging.began.wait, 10)
+    assert await asyncio.to_thread(hanging.began.wait, PATIENCE_S)
     assert hanging.asked == 1, "no second one is begun beside one that hangs"
     hanging.answers.set()
-    async with asyncio.timeout(10):
-        while not source.standing.available:
-            await source.measure()
+
+    async def available() -> bool:
+        await source.measure()
+        return source.standing.available
+
+    await until(available, "the warehouse is asked again")
     source.close()
     hanging.close()
 
@@ -149,18 +152,18 @@ async def test_a_question_that_is_given_up_ends_in_the_warehouse(
     with pytest.raises(QueryCanceled):
         await source.answer(TENANT, late, requirement, 2.0)
     left = Endless()
-    caller = asyncio.create_task(source.answer(TENANT, left, requirement, TIMEOUT_S))
-    assert await asyncio.to_thread(left.began.wait, 10)
+    caller = asyncio.create_task(source.answer(TENANT, left, requirement, PATIENCE_S))
+    assert await asyncio.to_thread(left.began.wait, PATIENCE_S)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
     for question in (late, left):
         assert question.began.is_set()
-        assert await asyncio.to_thread(question.ended.wait, 10)
+        assert await asyncio.to_thread(question.ended.wait, PATIENCE_S)
     # Every place is free again: as many questions as may run and wait are answered.
     day = SeriesRange(SeriesQuestion(["d0"], ["temperature"], platform.now_us - DAY_US, platform.now_us), 10, None)
-    async with asyncio.timeout(20):
-        await asyncio.gather(*(source.answer(TENANT, day, requirement, TIMEOUT_S) for _ in range(6)))
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.gather(*(source.answer(TENANT, day, requirement, PATIENCE_S) for _ in range(6)))
 
 
 def of_temperature(platform: Platform) -> SeriesQuestion:
@@ -176,13 +179,13 @@ async def test_a_damaged_file_sends_its_questions_elsewhere(
     platform.load()
     await source.measure()
     question = of_temperature(platform)
-    whole = await routing.read(TENANT, SeriesRange(question, 1_000, None), ANALYTICS, TIMEOUT_S)
+    whole = await routing.read(TENANT, SeriesRange(question, 1_000, None), ANALYTICS, PATIENCE_S)
     assert whole.proof.kind is SourceKind.WAREHOUSE
     file = next(path for path in sorted(platform.directory.rglob("*.parquet")) if "double" in str(path))
     good = file.read_bytes()
     file.write_bytes({"truncated": good[: len(good) // 2], "garbage": b"x" * len(good), "empty": b""}[damage])
     try:
-        routed = await routing.read(TENANT, SeriesRange(question, 1_000, None), ANALYTICS, TIMEOUT_S)
+        routed = await routing.read(TENANT, SeriesRange(question, 1_000, None), ANALYTICS, PATIENCE_S)
         assert routed.proof.kind is SourceKind.PRIMARY
         assert [d.reason for d in routed.proof.degraded] == [DegradedReason.NO_WAREHOUSE]
         assert source.standing.available, "other files are whole"
@@ -201,7 +204,7 @@ async def test_a_question_that_the_warehouse_ends_goes_elsewhere(
         raise QueryCanceled("cancelled by a rule of the workload manager", "57014")
 
     monkeypatch.setattr(platform.warehouse, "query", ended)
-    routed = await routing.read(TENANT, SeriesRange(of_temperature(platform), 10, None), ANALYTICS, TIMEOUT_S)
+    routed = await routing.read(TENANT, SeriesRange(of_temperature(platform), 10, None), ANALYTICS, PATIENCE_S)
     assert routed.proof.kind is SourceKind.PRIMARY
     assert source.standing.available
 
@@ -228,15 +231,15 @@ async def test_while_the_warehouse_is_down_an_old_range_is_not_said_to_be_retire
     question = SeriesRange(SeriesQuestion(["d2"], ["temperature"], at_us, at_us + 1), 10, None)
     with kept_for_a_week(platform):
         for need in (CRITICAL, ANALYTICS):
-            assert (await routing.read(TENANT, question, need, TIMEOUT_S)).answer.parts
+            assert (await routing.read(TENANT, question, need, PATIENCE_S)).answer.parts
         for _ in range(FAILURES):
             source.breaker.failed("it is down")
         for need in (CRITICAL, ANALYTICS, replace(ANALYTICS, allow_degraded=True)):
             with pytest.raises(StorageUnavailable, match="the warehouse may hold the range"):
-                await routing.read(TENANT, question, need, TIMEOUT_S)
+                await routing.read(TENANT, question, need, PATIENCE_S)
         alone = Router(routing.database("primary"), PrimaryClock())
         with pytest.raises(RangeRetired):
-            await alone.read(TENANT, question, CRITICAL, TIMEOUT_S)
+            await alone.read(TENANT, question, CRITICAL, PATIENCE_S)
 
 
 async def test_a_range_that_only_a_stale_warehouse_holds_is_not_said_to_be_retired(
@@ -252,10 +255,10 @@ async def test_a_range_that_only_a_stale_warehouse_holds_is_not_said_to_be_retir
     platform.write([("d0", "temperature", platform.now_us - 18 * DAY_US, 1.0)])
     with kept_for_a_week(platform):
         with pytest.raises(NoSource) as caught:
-            await routing.read(TENANT, question, CRITICAL, TIMEOUT_S)
+            await routing.read(TENANT, question, CRITICAL, PATIENCE_S)
         assert "no longer kept" in caught.value.reasons["primary"]
         assert "short of what is needed" in caught.value.reasons["warehouse"]
-        routed = await routing.read(TENANT, question, ANALYTICS, TIMEOUT_S)
+        routed = await routing.read(TENANT, question, ANALYTICS, PATIENCE_S)
         assert (routed.proof.kind, [len(part.times_us) for part in routed.answer.parts]) == (SourceKind.WAREHOUSE, [1])
 
 
@@ -271,13 +274,13 @@ async def test_a_stopped_loader_cannot_crowd_the_primary(
     shut = Router(primary, PrimaryClock(), warehouse=source, policy=routing.policy, fallback_limit=0)
     question = SeriesRange(of_temperature(platform), 1_000, None)
     with pytest.raises(FallbackBusy):
-        await shut.read(TENANT, question, Need(1), TIMEOUT_S)
-    assert (await shut.read(TENANT, question, CRITICAL, TIMEOUT_S)).proof.kind is SourceKind.PRIMARY
+        await shut.read(TENANT, question, Need(1), PATIENCE_S)
+    assert (await shut.read(TENANT, question, CRITICAL, PATIENCE_S)).proof.kind is SourceKind.PRIMARY
     platform.load()
     # The last hours of a split are nobody else's.
     platform.write([("d0", "temperature", platform.now_us - HOUR_US, 1.0)])
     await source.measure()
-    assert (await shut.read(TENANT, question, Need(1), TIMEOUT_S)).proof.kind is SourceKind.SPLIT
+    assert (await shut.read(TENANT, question, Need(1), PATIENCE_S)).proof.kind is SourceKind.SPLIT
 
 
 async def test_splits_of_broken_replicas_reach_the_primary_in_limited_numbers(
@@ -299,7 +302,7 @@ async def test_splits_of_broken_replicas_reach_the_primary_in_limited_numbers(
     def limited(limit: int) -> Router:
         return Router(primary, clock, replicas=[replica], warehouse=source, policy=routing.policy, fallback_limit=limit)
 
-    assert (await limited(1).read(TENANT, question, Need(1), TIMEOUT_S)).proof.kind is SourceKind.SPLIT
+    assert (await limited(1).read(TENANT, question, Need(1), PATIENCE_S)).proof.kind is SourceKind.SPLIT
     asked: list[str] = []
 
     async def within(*_: object) -> None:
@@ -307,7 +310,7 @@ async def test_splits_of_broken_replicas_reach_the_primary_in_limited_numbers(
 
     monkeypatch.setattr(primary, "within", within)
     with pytest.raises(FallbackBusy):
-        await limited(0).read(TENANT, question, Need(1), TIMEOUT_S)
+        await limited(0).read(TENANT, question, Need(1), PATIENCE_S)
     assert asked == []
 
 
@@ -336,7 +339,7 @@ async def test_an_aggregate_is_as_old_as_its_names(
 
     monkeypatch.setattr("storage.aggregate_warehouse.warehouse_names", meanwhile)
     question = AggregateQuestion(Selection(["twice"]), ["temperature"], at_us + 1, at_us + 10, [Function.COUNT])
-    routed = await routing.read(TENANT, Aggregates(question, None), ANALYTICS, TIMEOUT_S)
+    routed = await routing.read(TENANT, Aggregates(question, None), ANALYTICS, PATIENCE_S)
     assert routed.proof.kind is SourceKind.WAREHOUSE
     assert routed.answer.series == []
     assert routed.proof.as_of_us <= written[0], "it lacks what was written then"

@@ -10,8 +10,7 @@ from runtime import admin as admin_module
 from runtime.admin import AdminConfig, AdminServer
 from runtime.config import Address, ConfigError
 from runtime.metrics import OpenTelemetryMetrics
-
-DEADLINE_S = 10.0
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -42,14 +41,14 @@ class Peer:
         await self.writer.drain()
 
     async def answer(self, *, head: bool = False) -> tuple[int, dict[str, str], bytes]:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(PATIENCE_S):
             start, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().rstrip().split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
             body = b"" if head else await self.reader.readexactly(int(headers["content-length"]))
             return int(start.split()[1]), headers, body
 
     async def rest(self) -> bytes:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.reader.read()
 
     async def close(self) -> None:
@@ -208,7 +207,7 @@ async def test_close_ends_open_connections(metrics: OpenTelemetryMetrics) -> Non
     await peer.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
     await peer.answer()
     closing: Awaitable[None] = admin.close()
-    async with asyncio.timeout(DEADLINE_S):
+    async with asyncio.timeout(PATIENCE_S):
         await closing
     assert await peer.rest() == b""
     await peer.close()

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from runtime.metric_definitions import DEFINITIONS, MetricName, describe_metrics
 from runtime.metrics import MemoryMetrics, Metrics, NullMetrics, OpenTelemetryMetrics, TelemetryConfig
 from runtime.tracing import Tracing
+from tests.waiting import PATIENCE_S
 
 Read = Callable[..., float | None]
 
@@ -249,7 +250,7 @@ def collector() -> Iterator[tuple[Collector, str]]:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield service, f"http://127.0.0.1:{port}"
-    server.stop(0).wait(10)
+    server.stop(0).wait(PATIENCE_S)
 
 
 def test_otlp_pushes_counters_and_histograms(collector: tuple[Collector, str]) -> None:

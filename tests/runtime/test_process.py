@@ -16,9 +16,9 @@ from runtime import process as process_module
 from runtime.config import ConfigError
 from runtime.metrics import MemoryMetrics
 from runtime.process import DependencyUnreachable, ExitCode, Shutdown, exit_code_of, run_process, sample_lag
+from tests.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 30
 
 PREAMBLE = """
 import asyncio, sys, time
@@ -49,7 +49,7 @@ def process(body: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def ended(child: subprocess.Popen[str]) -> tuple[int, str, list[dict[str, object]]]:
-    out, err = child.communicate(timeout=DEADLINE_S)
+    out, err = child.communicate(timeout=PATIENCE_S)
     return child.returncode, out, [json.loads(line) for line in err.splitlines() if line.startswith("{")]
 
 
@@ -88,7 +88,7 @@ def test_a_second_signal_ends_a_drain_that_hangs_even_with_the_loop_blocked() ->
         child.send_signal(signal.SIGTERM)
         assert child.stdout.readline() == "draining\n"
         child.send_signal(signal.SIGTERM)
-        child.wait(DEADLINE_S)
+        child.wait(PATIENCE_S)
         assert child.returncode == 128 + signal.SIGTERM
         assert child.stderr is not None
         assert "second signal" in child.stderr.read()
@@ -158,9 +158,7 @@ def test_the_lag_of_the_loop_is_measured() -> None:
     metrics = MemoryMetrics()
 
     async def main(shutdown: Shutdown) -> int:
-        async with asyncio.timeout(DEADLINE_S):
-            while metrics.distribution("atlasco_event_loop_lag_seconds").count < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: metrics.distribution("atlasco_event_loop_lag_seconds").count >= 2, "two samples")
         return 0
 
     assert run_process(main, metrics=metrics) == 0
@@ -177,9 +175,7 @@ async def test_a_loop_that_stands_still_is_seen(
     blocked_until = loop.time() + 0.3
     while loop.time() < blocked_until:
         pass
-    async with asyncio.timeout(DEADLINE_S):
-        while not metrics.distribution("atlasco_event_loop_lag_seconds").count:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: metrics.distribution("atlasco_event_loop_lag_seconds").count, "a sample")
     sampler.cancel()
     assert metrics.distribution("atlasco_event_loop_lag_seconds").maximum > 0.05
     assert "the event loop stood still" in caplog.text

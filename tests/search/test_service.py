@@ -1,7 +1,7 @@
 """Searches, aggregates, declarations and deletions through a gateway, with a worker beside it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +18,7 @@ from tests.gateway.running_gateway import RunningGateway, running_gateway
 from tests.refusals import refused
 from tests.search.fleet import HOUR_US, TENANT, Fleet, store_readings
 from tests.storage.conftest import Database
+from tests.waiting import until
 
 SERVICE = (("atlasco-tenant", TENANT), ("atlasco-service", "tests"))
 DEVICE = (("atlasco-tenant", TENANT), ("atlasco-device", "device-0001"))
@@ -48,12 +49,6 @@ def query(gateway: RunningGateway) -> Any:
 @pytest.fixture
 def admin(gateway: RunningGateway) -> Any:
     return admin_pb2_grpc.AdminServiceStub(gateway.channel)
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(60):
-        while not await condition():  # noqa: ASYNC110 - the worker has no event to wait for
-            await asyncio.sleep(0)
 
 
 def known_of(answer: Any) -> list[tuple[Any, ...]]:

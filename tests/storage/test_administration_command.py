@@ -11,6 +11,7 @@ import pytest
 
 from cli import maintain, migrate, tenant
 from tests.storage.conftest import Database
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +150,6 @@ def test_every_repeats_until_it_is_told_to_stop(database: Database) -> None:
     assert process.stdout is not None
     reports = [json.loads(process.stdout.readline()) for _ in range(3)]
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert [report["outbox_partitions_made"] > 0 for report in reports] == [True, False, False]

@@ -6,7 +6,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -33,6 +33,7 @@ from storage.model import (
 )
 from storage.outbox import ensure_outbox
 from tests.storage.conftest import INGEST_LOGIN, Database
+from tests.waiting import PATIENCE_S, until
 
 BUCKETS = 16
 SECOND = 1_000_000
@@ -236,7 +237,9 @@ def changes_of(batch: change_pb2.ChangeBatch) -> list[tuple[Key, Any, int]]:
 @asynccontextmanager
 async def site_of(database: Database, tenant: str, *, dsn: str | None = None) -> AsyncIterator[Site]:
     """A site as an ingest login writes to it."""
-    settings = PoolSettings(dsn or database(user=INGEST_LOGIN), Role.INGEST, min_size=2, max_size=8, timeout_s=10)
+    settings = PoolSettings(
+        dsn or database(user=INGEST_LOGIN), Role.INGEST, min_size=2, max_size=8, timeout_s=PATIENCE_S
+    )
     async with make_pool(settings) as pool:
         await ensure_outbox(pool)
         async with pool.connection() as connection:
@@ -246,14 +249,6 @@ async def site_of(database: Database, tenant: str, *, dsn: str | None = None) ->
                 "SELECT ensure_history(%s, now() - interval '2 days', now() + interval '1 day')", [row[0]]
             )
         yield Site(database, pool, row[0], tenant)
-
-
-async def until(condition: Callable[[], Awaitable[object]], deadline_s: float = 20.0) -> None:
-    """Wait for a condition that costs a round trip to look at."""
-    async with asyncio.timeout(deadline_s):
-        while not await condition():  # noqa: ASYNC110 - the database has no event to wait for
-            # The writers under test run on this loop.
-            await asyncio.sleep(0)
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from storage.fence import fence_streams
 from storage.model import BatchMessage, Outcome, Reason, RejectedReading, ValueType
 from storage.outbox import ensure_outbox
 from tests.storage.conftest import INGEST_LOGIN, Database
-from tests.storage.test_commit import T0, Sent, Site, site_of, until
+from tests.storage.test_commit import T0, Sent, Site, site_of
+from tests.waiting import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ async def test_a_connection_lost_before_commit_leaves_nothing(site: Site) -> Non
 
     async def fence(connection: Connection, messages: Sequence[BatchMessage]) -> list[Outcome]:
         outcomes = await fence_streams(connection, messages)
-        site.execute("SELECT pg_terminate_backend(%s, 5000)", connection.info.backend_pid)
+        site.execute("SELECT pg_terminate_backend(%s, %s)", connection.info.backend_pid, round(PATIENCE_S * 1000))
         return outcomes
 
     with pytest.raises(StorageUnavailable):

@@ -9,6 +9,7 @@ import pytest
 
 from embedded.binaries import bin_dir, clean_environment
 from tests.storage.conftest import Database
+from tests.waiting import PATIENCE_S
 
 EXAMPLES = Path(str(resources.files("storage").joinpath("sql", "examples.sql")))
 
@@ -59,7 +60,7 @@ def psql(database: Database, *arguments: str) -> str:
             str(bin_dir() / "psql"), "--no-psqlrc", "-At",
             *(part for name, value in variables.items() for part in ("-v", f"{name}={value}")), *arguments,
         ],
-        env=clean_environment(where), capture_output=True, text=True, check=False, timeout=60,
+        env=clean_environment(where), capture_output=True, text=True, check=False, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

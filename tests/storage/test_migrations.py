@@ -2,7 +2,6 @@
 
 import asyncio
 import subprocess
-import time
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -29,6 +28,7 @@ from storage.migrations import (
 )
 from storage.statements import statements
 from tests.storage.conftest import QUERY_LOGIN, Database, NewDatabase
+from tests.waiting import PATIENCE_S, until
 
 SCHEMA = Path(str(resources.files("storage").joinpath("sql", "schema.sql")))
 
@@ -108,7 +108,7 @@ def run_tool(name: str, database: Database, *arguments: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert "ERROR" not in done.stderr, done.stderr
@@ -235,10 +235,9 @@ async def until_waiting(connection: psycopg.Connection, table: str, mode: str, c
         "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = %s AND relation = to_regclass(%s) AND database = "
         "(SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    deadline = time.monotonic() + 20
-    while (found := connection.execute(query, [mode, table]).fetchone()) != (count,):
-        assert time.monotonic() < deadline, f"{found} wait for {mode} on {table}"
-        await asyncio.sleep(0.01)
+    await until(
+        lambda: connection.execute(query, [mode, table]).fetchone() == (count,), f"{count} wait for {mode} on {table}"
+    )
 
 
 async def test_readers_go_on_after_a_migration_that_waits_for_them(
@@ -258,17 +257,20 @@ async def test_readers_go_on_after_a_migration_that_waits_for_them(
         with psycopg.connect(reader) as open_read:
             open_read.execute("SELECT retention FROM tenants")
             migration = asyncio.create_task(migrate(empty_database()))
-            for _ in range(2000):  # on the view or on the table: that is what this is about
+            found: list[tuple[str]] = []
+
+            def waits() -> bool:
+                # On the view or on the table: that is what this is about.
                 query = (
                     "SELECT relation::regclass::text FROM pg_locks JOIN pg_database d ON d.oid = database "
                     "WHERE NOT granted AND mode = %s AND d.datname = current_database()"
                 )
-                if found := owner.execute(query, ["AccessExclusiveLock"]).fetchone():
-                    break
-                await asyncio.sleep(0.01)
-            assert found is not None
+                found[:] = owner.execute(query, ["AccessExclusiveLock"]).fetchall()
+                return bool(found)
+
+            await until(waits, "the migration waits for the reader")
             readers = [asyncio.create_task(asyncio.to_thread(read)) for _ in range(3)]
-            await until_waiting(owner, str(found[0]), "AccessShareLock", len(readers))
+            await until_waiting(owner, found[0][0], "AccessShareLock", len(readers))
         await asyncio.gather(migration, *readers)
     assert (await schema_state(empty_database())).pending == ()
 

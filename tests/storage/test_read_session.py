@@ -14,8 +14,8 @@ from storage.errors import QueryCanceled, StorageBusy
 from storage.read_session import read_session
 from storage.read_tenants import TenantDirectory
 from tests.storage.reads_database import Known, known_database
+from tests.waiting import PATIENCE_S
 
-SOON_S = 20.0
 MOMENTS = 150
 """More turns of the event loop than a read takes to begin."""
 
@@ -29,12 +29,12 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Known]:
 @pytest.fixture
 async def pool(known: Known) -> AsyncIterator[Pool]:
     async with make_pool(PoolSettings(known.dsn("reader"), Role.QUERY, max_size=1)) as opened:
-        await opened.wait(SOON_S)
+        await opened.wait(PATIENCE_S)
         yield opened
 
 
 async def one(pool: Pool, directory: TenantDirectory) -> Any:
-    async with read_session(pool, directory, "acme", SOON_S) as session:
+    async with read_session(pool, directory, "acme", PATIENCE_S) as session:
         cursor = await session.run_text("SELECT 1")
         # As pages of series read it.
         assert cursor.pgresult is not None
@@ -77,7 +77,7 @@ async def test_a_connection_left_in_pipeline_mode_is_not_given_out(known: Known)
                 left = connection.info.backend_pid
                 await connection.commit()
                 connection.pgconn.enter_pipeline_mode()
-            async with pool.connection(timeout=SOON_S) as connection:
+            async with pool.connection(timeout=PATIENCE_S) as connection:
                 assert connection.info.backend_pid != left
                 assert connection.pgconn.pipeline_status == PipelineStatus.OFF
                 cursor = await connection.execute("SELECT 1")

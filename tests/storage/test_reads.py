@@ -8,7 +8,6 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, suppress
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -49,14 +48,16 @@ from tests.storage.reads_database import (
     register_entity,
     store,
 )
+from tests.waiting import PATIENCE_S, until, wait_until
 
-SOON_S = 20.0
+EARLY_S = 10.0
+"""Well before the driver would give up: it has 10 s for that, after the time of the read is over."""
 
 
 class Reads:
     """Each question in a session of its own, which has `timeout_s` for it."""
 
-    def __init__(self, pool: Pool, tenants: TenantDirectory, timeout_s: float = SOON_S) -> None:
+    def __init__(self, pool: Pool, tenants: TenantDirectory, timeout_s: float = PATIENCE_S) -> None:
         self._pool = pool
         self._tenants = tenants
         self._timeout_s = timeout_s
@@ -93,7 +94,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Known]:
 async def pool(known: Known) -> AsyncIterator[Pool]:
     async with make_pool(PoolSettings(known.dsn("reader"), Role.QUERY, max_size=2)) as opened:
         # Or what a test gives a read would go by while the pool still connects.
-        await opened.wait(SOON_S)
+        await opened.wait(PATIENCE_S)
         yield opened
 
 
@@ -377,11 +378,12 @@ async def test_a_cancelled_caller_ends_the_statement_in_the_database(
 ) -> None:
     # Several times: the cancellation meets the statement while it is prepared, or while it runs.
     async def read() -> None:
-        async with read_session(pool, directory, "acme", SOON_S) as session:
+        async with read_session(pool, directory, "acme", PATIENCE_S) as session:
             await session.run_text("SELECT 'marked', pg_sleep(60)")
 
     task = asyncio.create_task(read())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
+        # Without a pause in between, or it would never be met while it is prepared.
         while not running(owner):  # noqa: ASYNC110 - the database sends no event
             await asyncio.sleep(0)
     task.cancel()
@@ -401,8 +403,7 @@ async def test_a_server_that_hangs_does_not_hold_its_caller(
         if not begun:
             hang(backends)
         with pytest.raises(QueryCanceled):
-            # Well before the driver would give up: it has 10 s for that, after the time is over.
-            async with asyncio.timeout(SOON_S / 2), read_session(pool, directory, "acme", 1.0) as session:
+            async with asyncio.timeout(EARLY_S), read_session(pool, directory, "acme", 1.0) as session:
                 assert begun
                 hang(backends)
                 await session.run_text("SELECT 1")
@@ -420,7 +421,7 @@ async def test_a_connection_that_the_server_ended_is_not_given_out(
     async with pool.connection() as one, pool.connection() as two:
         backends = [one.info.backend_pid, two.info.backend_pid]
     for backend in backends:
-        owner.execute("SELECT pg_terminate_backend(%s, 10000)", [backend])
+        owner.execute("SELECT pg_terminate_backend(%s, %s)", [backend, round(PATIENCE_S * 1000)])
     await assert_pool_is_whole(pool, directory)
     assert pool.get_stats()["connections_lost"] == 2
 
@@ -433,18 +434,16 @@ async def test_an_idle_connection_that_said_something_is_asked_nothing(
     async with FaultyLink.to(str(given["host"]), int(str(given["port"]))) as link:
         dsn = psycopg.conninfo.make_conninfo(known.dsn("reader"), host="127.0.0.1", port=link.port)
         async with make_pool(PoolSettings(dsn, Role.QUERY, max_size=1)) as through:
-            async with bounded_connection(through, wait_s=SOON_S, use_s=SOON_S) as connection:
+            async with bounded_connection(through, wait_s=PATIENCE_S, use_s=PATIENCE_S) as connection:
                 await connection.set_autocommit(True)
                 await connection.execute("LISTEN word")
             owner.execute("NOTIFY word")
             arrived = select.poll()
             arrived.register(connection.fileno(), select.POLLIN)
-            async with asyncio.timeout(SOON_S):
-                while not arrived.poll(0):  # noqa: ASYNC110 - nobody reads there
-                    await asyncio.sleep(0.005)
+            await until(lambda: arrived.poll(0), "the word arrives")
             link.stall()
             with pytest.raises(StorageBusy):
-                async with asyncio.timeout(SOON_S / 2), bounded_connection(through, wait_s=0.5, use_s=0.5):
+                async with asyncio.timeout(EARLY_S), bounded_connection(through, wait_s=0.5, use_s=0.5):
                     raise AssertionError("it was given out")
             link.resume()
 
@@ -457,7 +456,7 @@ async def test_no_free_connection_is_busy_not_slow(known: Known, pool: Pool, dir
 
 
 async def test_reads_cannot_write(pool: Pool, directory: TenantDirectory) -> None:
-    async with read_session(pool, directory, "acme", SOON_S) as session:
+    async with read_session(pool, directory, "acme", PATIENCE_S) as session:
         cursor = await session.run_text(
             "SELECT current_setting('transaction_read_only'), current_setting('transaction_isolation')"
         )
@@ -465,11 +464,10 @@ async def test_reads_cannot_write(pool: Pool, directory: TenantDirectory) -> Non
 
 
 def hang(backends: list[int]) -> None:
-    deadline = monotonic() + SOON_S
     for backend in backends:
         os.kill(backend, signal.SIGSTOP)
-        while psutil.Process(backend).status() != psutil.STATUS_STOPPED:
-            assert monotonic() < deadline
+    processes = [psutil.Process(backend) for backend in backends]
+    wait_until(lambda: all(each.status() == psutil.STATUS_STOPPED for each in processes), "they stand still")
 
 
 def running(owner: psycopg.Connection[Any]) -> list[Any]:

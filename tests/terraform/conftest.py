@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGURATION = REPOSITORY / "terraform"
 
@@ -217,8 +219,8 @@ def aws_imitation() -> Iterator[str]:
             yield address
         finally:
             server.terminate()
-            server.wait(timeout=10)
-            drain.wait(timeout=10)
+            server.wait(timeout=PATIENCE_S)
+            drain.wait(timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="session")
@@ -246,7 +248,7 @@ def started_apply(
             # The provider is a child of its own; the whole group has to go.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=10)
+            process.wait(timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,6 +39,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.waiting import PATIENCE_S
+
 USER, PASSWORD = "loader", "a test's password"
 _SSL_REQUEST = 80877103
 _COPY = re.compile(
@@ -94,7 +96,7 @@ class RedshiftStandIn:
         self._listener.close()
         self.cut()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(PATIENCE_S)
 
     def cut(self) -> None:
         """Cut every connection, as a cluster does that restarts."""

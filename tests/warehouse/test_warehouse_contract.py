@@ -22,6 +22,7 @@ from storage.warehouse.port import (
     Warehouse,
 )
 from storage.warehouse.tables import tables_of
+from tests.waiting import PATIENCE_S
 from tests.warehouse_fixtures import HOUR_US, T0, Reading, change_set, doubles, expected, held, resolved
 
 # Redshift's driver makes its TLS context the old way.
@@ -369,14 +370,14 @@ def test_a_query_that_is_given_up_ends_in_the_warehouse(warehouse: Warehouse) ->
 
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(ask)
-        assert began.wait(10)
+        assert began.wait(PATIENCE_S)
         # Wherever it is by now: waiting for a connection, between statements, or in the long one.
         cancellation.cancel()
         with pytest.raises(QueryCanceled):
-            asked.result(30)
+            asked.result(PATIENCE_S)
         again = threads.submit(ask)
         with pytest.raises(QueryCanceled):
-            again.result(30)
+            again.result(PATIENCE_S)
     assert warehouse.query("SELECT count(*) FROM entity_attributes_double").rows == [(300,)]
 
 
@@ -390,7 +391,7 @@ def test_a_query_is_given_up_while_it_runs(warehouse: Warehouse) -> None:
         assert not wait([asked], 0.5).done
         cancellation.cancel()
         with pytest.raises(QueryCanceled):
-            asked.result(30)
+            asked.result(PATIENCE_S)
     assert warehouse.query("SELECT count(*) FROM entity_attributes_double").rows == [(300,)]
 
 
