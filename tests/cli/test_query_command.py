@@ -168,7 +168,7 @@ def test_nothing_found(script: Script, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("refusal", "code", "text"),
     [
-        (attribute_not_found("x"), 1, "ATTRIBUTE_NOT_FOUND: the tenant has no attribute named 'x' (`atlasco query attributes`"),
+        (attribute_not_found("x"), 1, "ATTRIBUTE_NOT_FOUND: the tenant has no attribute named 'x' ("),
         (storage_unavailable(), 3, "STORAGE_UNAVAILABLE: "),
     ],
     ids=["typed", "database down"],
