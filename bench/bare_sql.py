@@ -17,8 +17,8 @@ from psycopg_pool import AsyncConnectionPool
 from bench.stack import QUERY_LOGIN, Stack
 from bench.workload import TENANT
 from storage.database import Role, connection_info
-from storage.read_session import ReadSession, read_session
-from storage.read_tenants import TenantDirectory
+from storage.reads.session import ReadSession, read_session
+from storage.reads.tenants import TenantDirectory
 
 Ask: TypeAlias = Callable[[ReadSession], Awaitable[Any]]
 Statements: TypeAlias = list[tuple[Any, Any]]

@@ -14,10 +14,10 @@ from bench.history import ROLLED, SAMPLE_US
 from bench.kept import Kept
 from bench.query_load import METADATA
 from bench.workload import all_attributes, device_name
-from storage.read_model import SeriesQuestion
-from storage.read_series import read_page
-from storage.reads import read_latest
-from storage.search import FindQuestion, find_entities
+from storage.filter.search import FindQuestion, find_entities
+from storage.reads.devices import read_latest
+from storage.reads.model import SeriesQuestion
+from storage.reads.series import read_page
 
 HOUR_US = 3_600_000_000
 _PAGE = 1_000

@@ -13,8 +13,7 @@ from cli.times import ABSOLUTE, moment
 from runtime.config import add_settings, load_settings
 from storage import times
 from storage.kafka import KafkaConfig
-from storage.verify import HourAudit, Primary, Store, VerifyResult, WarehouseStore, by_tenant, verify
-from storage.verify_deletions import (
+from storage.verify.deletions import (
     Hidden,
     Leftover,
     deleted_devices,
@@ -22,7 +21,8 @@ from storage.verify_deletions import (
     leftovers_in_primary,
     leftovers_in_store,
 )
-from storage.verify_log import LogStore
+from storage.verify.log import LogStore
+from storage.verify.readings import HourAudit, Primary, Store, VerifyResult, WarehouseStore, by_tenant, verify
 from storage.warehouse.config import WarehouseConfig, open_warehouse
 
 DESCRIPTION = """\

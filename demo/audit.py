@@ -19,7 +19,7 @@ from atlasco.telemetry.v1 import change_pb2
 from device.ledger import Ledger
 from device.packing import Value
 from storage.times import moment, naive_microseconds
-from storage.verify import Primary, VerifyTimeout, WarehouseStore
+from storage.verify.readings import Primary, VerifyTimeout, WarehouseStore
 from storage.warehouse.port import Scope, Warehouse
 
 _Reading: TypeAlias = tuple[str, str, int]

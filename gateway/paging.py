@@ -20,7 +20,7 @@ from atlasco.telemetry.v1 import admin_pb2, query_pb2
 from google.protobuf.message import Message
 
 from gateway.status import Reason, Refusal, field_invalid
-from storage.read_model import Position
+from storage.reads.model import Position
 
 PagedRequest: TypeAlias = (
     query_pb2.ReadSeriesRequest

@@ -40,8 +40,8 @@ from router.outcome import Routed
 from router.plan import Need
 from router.questions import Aggregates, AttributeList, EntityList, FindDevices, LatestValues, SeriesRange
 from runtime.metrics import Metrics
-from storage.read_model import SeriesPage, SeriesQuestion
-from storage.search import FindQuestion
+from storage.filter.search import FindQuestion
+from storage.reads.model import SeriesPage, SeriesQuestion
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from gateway.query_requests import (
     time_range,
 )
 from gateway.status import field_invalid
-from storage.aggregate_buckets import WIDTHS, Bucket, BucketUnit
-from storage.aggregate_model import (
+from storage.aggregate.buckets import WIDTHS, Bucket, BucketUnit
+from storage.aggregate.model import (
     AggregateAnswer,
     AggregateColumn,
     AggregateQuestion,

@@ -20,7 +20,7 @@ from gateway.query_freshness import provenance
 from gateway.query_messages import series_message
 from router.outcome import Routed
 from router.questions import SeriesRange
-from storage.read_model import SeriesPage, SeriesQuestion
+from storage.reads.model import SeriesPage, SeriesQuestion
 
 
 async def export_series(

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from atlasco.telemetry.v1 import common_pb2, query_pb2
 
+from storage.filter.search import FoundDevice
 from storage.model import ValueType
-from storage.read_model import AttributeEntry, Entity, Reading, Scalar, SeriesPart
-from storage.search import FoundDevice
+from storage.reads.model import AttributeEntry, Entity, Reading, Scalar, SeriesPart
 
 TYPES = {
     ValueType.DOUBLE: common_pb2.ATTRIBUTE_TYPE_DOUBLE,

@@ -13,11 +13,11 @@ from gateway.status import (
 )
 from router.outcome import FallbackBusy, NoSource, RangeRetired
 from router.tiers import TokenUnknown
-from storage.aggregate_buckets import TimeZoneUnknown, TooManyPoints
-from storage.aggregate_model import AggregateTypeMismatch, SelectionTooLarge
-from storage.aggregate_text import TooMuchText
+from storage.aggregate.buckets import TimeZoneUnknown, TooManyPoints
+from storage.aggregate.model import AggregateTypeMismatch, SelectionTooLarge
+from storage.aggregate.text_bound import TooMuchText
 from storage.filter.syntax import FilterInvalid
-from storage.read_model import AnswerTooLarge, AttributeNotFound, EntityNotFound, EntityReplaced, LatestNotKept
+from storage.reads.model import AnswerTooLarge, AttributeNotFound, EntityNotFound, EntityReplaced, LatestNotKept
 
 # In seconds: by then some of the queries that fill the fallback will have ended.
 _FALLBACK_RETRY_S: Final = 0.2

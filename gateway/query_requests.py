@@ -12,7 +12,7 @@ from atlasco.telemetry.v1 import query_pb2
 from gateway.auth import Identity, IdentityKind, name_problem
 from gateway.status import Reason, Refusal, device_mismatch, field_invalid
 from storage.filter.syntax import parse
-from storage.read_model import SeriesQuestion
+from storage.reads.model import SeriesQuestion
 
 MAX_ENTITIES: Final = 1_000
 MAX_SERIES_ATTRIBUTES: Final = 1_000

@@ -13,7 +13,7 @@ from router.plan import Policy, SourceKind
 from router.warehouse import WarehouseSource
 from router.watch import Watch, WatchSettings
 from storage.database import Pool, PoolSettings, Role, make_pool
-from storage.read_tenants import TenantDirectory
+from storage.reads.tenants import TenantDirectory
 from storage.warehouse.port import Warehouse
 
 

@@ -21,8 +21,8 @@ from router.tiers import (
 )
 from storage.database import Pool
 from storage.errors import StorageBusy, StorageUnavailable
-from storage.read_session import NotACopy, ReadSession, Snapshot, read_session
-from storage.read_tenants import TenantDirectory
+from storage.reads.session import NotACopy, ReadSession, Snapshot, read_session
+from storage.reads.tenants import TenantDirectory
 
 A = TypeVar("A")
 

@@ -48,7 +48,7 @@ from router.tiers import (
 )
 from router.warehouse import WarehouseSource
 from storage.errors import StorageError, StorageUnavailable, TransactionConflict
-from storage.read_session import ReadSession
+from storage.reads.session import ReadSession
 
 log = logging.getLogger(__name__)
 

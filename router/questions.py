@@ -7,19 +7,21 @@ from typing import Self
 
 from router.plan import Shape, SourceKind
 from router.tiers import Proof, Question, Unproven
-from storage.aggregate import NotRolled, aggregate
-from storage.aggregate_buckets import bucket_holding
-from storage.aggregate_model import (
+from storage.aggregate.buckets import bucket_holding
+from storage.aggregate.database import NotRolled, aggregate
+from storage.aggregate.model import (
     AggregateAnswer,
     AggregateQuestion,
     AggregateSource,
     Function,
     SelectionTooLarge,
 )
-from storage.aggregate_series import joined, part_functions
-from storage.aggregate_text import TooMuchText
-from storage.aggregate_warehouse import Resolved, aggregate_in_warehouse, resolve
-from storage.read_model import (
+from storage.aggregate.series import joined, part_functions
+from storage.aggregate.text_bound import TooMuchText
+from storage.aggregate.warehouse import Resolved, aggregate_in_warehouse, resolve
+from storage.filter.search import FindPage, FindQuestion, SearchSource, find_entities
+from storage.reads.devices import read_attributes, read_entities, read_latest
+from storage.reads.model import (
     AttributePage,
     EntityPage,
     LatestAnswer,
@@ -27,12 +29,10 @@ from storage.read_model import (
     SeriesPage,
     SeriesQuestion,
 )
-from storage.read_series import read_page
-from storage.read_session import ReadSession
-from storage.read_warehouse import WarehouseNames, names_in_database, read_warehouse_page
-from storage.reads import read_attributes, read_entities, read_latest
-from storage.search import FindPage, FindQuestion, SearchSource, find_entities
-from storage.series_pages import join_pages
+from storage.reads.pages import join_pages
+from storage.reads.series import read_page
+from storage.reads.session import ReadSession
+from storage.reads.warehouse import WarehouseNames, names_in_database, read_warehouse_page
 from storage.warehouse.port import Completeness
 from storage.warehouse.reader import WarehouseReader
 

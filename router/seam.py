@@ -22,7 +22,7 @@ from router.database import DatabaseSource, range_cut
 from router.plan import SourceKind
 from router.tiers import Proof, Question, Requirement, Unproven
 from router.warehouse import WarehouseSource, gaps
-from storage.read_session import ReadSession
+from storage.reads.session import ReadSession
 
 A = TypeVar("A")
 

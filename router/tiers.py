@@ -12,7 +12,7 @@ from typing import Generic, Protocol, Self, TypeVar
 
 from router.plan import Need, Shape, SourceKind, Standing
 from storage.errors import StorageError
-from storage.read_session import ReadSession
+from storage.reads.session import ReadSession
 from storage.warehouse.port import Completeness
 from storage.warehouse.reader import WarehouseReader
 

@@ -10,7 +10,7 @@ from router.database import range_cut
 from router.plan import SourceKind, Standing
 from router.tiers import Degradation, DegradedReason, NotLoaded, Proof, Question, Requirement, Unproven
 from storage.errors import QueryCanceled, StorageBusy, StorageError, StorageUnavailable
-from storage.read_warehouse import UnknownToWarehouse
+from storage.reads.warehouse import UnknownToWarehouse
 from storage.warehouse.cancellation import Cancellation
 from storage.warehouse.port import Completeness, QueryRefused, Warehouse, WarehouseMissing
 from storage.warehouse.reader import WarehouseReader

@@ -28,7 +28,7 @@ from storage.database import Connection, Pool
 from storage.errors import PROBLEM_LENGTH, StorageError, translated
 from storage.model import ValueType, bucket_of, lane_of
 from storage.outbox import WIRE_TYPES
-from storage.read_model import EntityNotFound
+from storage.reads.model import EntityNotFound
 from storage.rollup.projection import table_of
 from storage.statements import statements
 from storage.times import moment

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from storage.database import Connection
 from storage.errors import StorageDefect, translated
-from storage.read_wire import MicrosLoader
+from storage.reads.wire import MicrosLoader
 from storage.statements import statements
 
 _SQL = statements("heartbeat.sql")

@@ -25,7 +25,7 @@ from storage.filter.syntax import (
     Text,
 )
 from storage.model import Attribute, ValueType
-from storage.read_model import AttributeNotFound, LatestNotKept
+from storage.reads.model import AttributeNotFound, LatestNotKept
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 

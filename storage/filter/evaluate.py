@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from storage.filter.bind import Bound, BoundAll, BoundAny, BoundNot, Comparison
 from storage.filter.syntax import FieldKind, Operator
-from storage.read_model import Scalar
+from storage.reads.model import Scalar
 
 
 @dataclass(frozen=True, slots=True)

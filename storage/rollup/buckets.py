@@ -5,7 +5,7 @@ from typing import Final, LiteralString
 
 import numpy as np
 
-from storage.aggregate_doubles import is_huge, quotient, squares
+from storage.aggregate.doubles import is_huge, quotient, squares
 from storage.binary import Int4Array, Int8Array, TimestampArray
 from storage.database import Connection
 from storage.model import ValueType

@@ -9,7 +9,7 @@ from typing import Any, Final
 from storage.database import Pool
 from storage.errors import StorageError, translated
 from storage.model import Attribute, ValueType
-from storage.read_model import AttributeNotFound, LatestNotKept
+from storage.reads.model import AttributeNotFound, LatestNotKept
 from storage.statements import statements
 
 _SQL = statements("declarations.sql")

@@ -1,4 +1,5 @@
--- Readings summed up. Every statement runs in a read session (see reads.sql); {…} are filled in by storage/aggregate.py.
+-- Readings summed up. Every statement runs in a read session (see reads.sql); {…} are filled in by
+-- storage/aggregate/database.py.
 
 -- name: plan_aggregate
 -- Plans for the very range, which leave out the partitions beyond it.

@@ -19,7 +19,7 @@ from router.execute import Router
 from runtime.config import Address
 from runtime.metrics import MemoryMetrics
 from storage.database import Pool, PoolSettings, Role, make_pool
-from storage.read_tenants import TenantDirectory
+from storage.reads.tenants import TenantDirectory
 from tests.refusals import End, end_of, refused
 from tests.storage.reads_database import Known, known_database, register_attribute, register_entity, store
 from tests.waiting import until

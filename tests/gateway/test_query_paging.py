@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.paging import PageTokens, pack_position, unpack_position
 from gateway.status import Reason, Refusal
-from storage.read_model import Position
+from storage.reads.model import Position
 
 positions = st.builds(
     Position,

@@ -24,8 +24,8 @@ from embedded.program import Program
 from storage.kafka import KafkaConfig
 from storage.maintenance import MaintenanceOptions, maintain
 from storage.migrations import migrate
-from storage.verify import Primary, WarehouseStore, verify
-from storage.verify_log import LogStore
+from storage.verify.log import LogStore
+from storage.verify.readings import Primary, WarehouseStore, verify
 from storage.warehouse.local import LocalWarehouse
 from tests.pipeline.conftest import need_pipeline
 from tests.waiting import PATIENCE_S, until

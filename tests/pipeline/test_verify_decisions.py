@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.model import ValueType
-from storage.verify import (
+from storage.verify.readings import (
     HOUR_US,
     Fingerprint,
     Held,

@@ -8,16 +8,16 @@ import psycopg
 import pytest
 
 from gateway.query import QueryLimits
-from storage.aggregate import aggregate
-from storage.aggregate_buckets import Bucket, BucketUnit
-from storage.aggregate_model import AggregateQuestion, AggregateSource, Function, Selection
+from storage.aggregate.buckets import Bucket, BucketUnit
+from storage.aggregate.database import aggregate
+from storage.aggregate.model import AggregateQuestion, AggregateSource, Function, Selection
 from storage.database import Pool, PoolSettings, Role, make_pool
-from storage.materialization_watermark import Watermark
-from storage.read_session import ReadSession, read_session
-from storage.read_tenants import TenantDirectory
+from storage.filter.search import FindQuestion, SearchSource, find_entities
+from storage.reads.session import ReadSession, read_session
+from storage.reads.tenants import TenantDirectory
+from storage.reads.watermark import Watermark
 from storage.rollup.declare import create_projection, create_rollup, drop_projection, list_rollups
 from storage.rollup.worker import LONGEST_READ_S, Worker
-from storage.search import FindQuestion, SearchSource, find_entities
 from storage.statements import statements
 from storage.times import moment
 from tests.rollup.conftest import Clock, Write, make_worker, settle

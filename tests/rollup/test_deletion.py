@@ -10,7 +10,7 @@ from atlasco.telemetry.v1 import change_pb2
 from storage.database import Pool
 from storage.deletion import OperationConflict, OperationNotFound, find_operation, list_operations, order_deletion
 from storage.errors import StorageError
-from storage.read_model import EntityNotFound
+from storage.reads.model import EntityNotFound
 from storage.rollup.declare import create_projection, create_rollup
 from storage.rollup.worker import Worker
 from tests.rollup.conftest import Write, make_worker, settle

@@ -20,8 +20,8 @@ from storage.relay.cursor import Batch
 from storage.relay.records import change_records
 from storage.rollup.declare import create_projection
 from storage.rollup.worker import Worker
-from storage.verify import Primary, WarehouseStore, verify
-from storage.verify_deletions import deleted_devices, hidden_devices, leftovers_in_primary, leftovers_in_store
+from storage.verify.deletions import deleted_devices, hidden_devices, leftovers_in_primary, leftovers_in_store
+from storage.verify.readings import Primary, WarehouseStore, verify
 from storage.warehouse.batch import ChangeSet
 from storage.warehouse.local import LocalWarehouse
 from storage.warehouse.port import LaneWatermark, Unit

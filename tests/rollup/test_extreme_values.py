@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from storage.aggregate import aggregate
-from storage.aggregate_buckets import Bucket, BucketUnit
-from storage.aggregate_model import AggregateAnswer, AggregateQuestion, AggregateSource, Function, Selection
+from storage.aggregate.buckets import Bucket, BucketUnit
+from storage.aggregate.database import aggregate
+from storage.aggregate.model import AggregateAnswer, AggregateQuestion, AggregateSource, Function, Selection
 from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.model import Attribute, ValueType
-from storage.read_session import read_session
-from storage.read_tenants import TenantDirectory
+from storage.reads.session import read_session
+from storage.reads.tenants import TenantDirectory
 from storage.rollup.declare import create_rollup
 from storage.rollup.worker import Worker
 from tests.rollup.conftest import Write, settle, write_readings

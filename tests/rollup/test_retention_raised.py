@@ -5,20 +5,20 @@ from typing import Any
 import psycopg
 import pytest
 
-from storage.aggregate import aggregate
-from storage.aggregate_buckets import Bucket, BucketUnit
-from storage.aggregate_model import AggregateAnswer, AggregateQuestion, Function, Selection
+from storage.aggregate.buckets import Bucket, BucketUnit
+from storage.aggregate.database import aggregate
+from storage.aggregate.model import AggregateAnswer, AggregateQuestion, Function, Selection
 from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.maintenance import maintain
-from storage.read_model import SeriesQuestion
-from storage.read_series import read_page
-from storage.read_session import read_session
-from storage.read_tenants import TenantDirectory
-from storage.reads import read_latest
+from storage.reads.devices import read_latest
+from storage.reads.model import SeriesQuestion
+from storage.reads.series import read_page
+from storage.reads.session import read_session
+from storage.reads.tenants import TenantDirectory
 from storage.rollup.declare import create_rollup
 from storage.rollup.worker import Worker
 from storage.statements import statements
-from storage.verify import Primary
+from storage.verify.readings import Primary
 from storage.warehouse.statements import statements as warehouse_statements
 from tests.rollup.conftest import Write, settle
 from tests.search.fleet import HOUR_US, TENANT, Fleet, found

@@ -17,7 +17,7 @@ from router.plan import Policy
 from router.warehouse import WarehouseSource
 from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.heartbeat import beat
-from storage.read_tenants import TenantDirectory
+from storage.reads.tenants import TenantDirectory
 from tests.gateway.running_gateway import RunningGateway, running_gateway
 from tests.router.platform import Platform
 from tests.router.router_support import DATABASE, Pair, prepared

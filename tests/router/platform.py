@@ -11,7 +11,7 @@ from psycopg import sql
 
 from embedded.postgres import EmbeddedPostgres
 from storage.loader.decode import CHANGES_SCHEMA, DecodedChanges, decode
-from storage.read_model import SeriesQuestion
+from storage.reads.model import SeriesQuestion
 from storage.warehouse.local import LocalWarehouse
 from storage.warehouse.port import LaneWatermark, Unit
 from tests.router.router_support import DATABASE

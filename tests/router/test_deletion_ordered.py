@@ -11,13 +11,13 @@ from router.execute import Router
 from router.plan import Need, SourceKind
 from router.questions import Aggregates, SeriesRange
 from router.warehouse import WarehouseSource
-from storage import aggregate_warehouse
-from storage.aggregate_buckets import Bucket, BucketUnit
-from storage.aggregate_model import AggregateQuestion, Function, Selection
-from storage.aggregate_text import TooMuchText
+from storage.aggregate import warehouse
+from storage.aggregate.buckets import Bucket, BucketUnit
+from storage.aggregate.model import AggregateQuestion, Function, Selection
+from storage.aggregate.text_bound import TooMuchText
 from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.deletion import order_deletion
-from storage.read_model import EntityNotFound, SeriesQuestion
+from storage.reads.model import EntityNotFound, SeriesQuestion
 from tests.router.platform import DAY_US, HOUR_US, TENANT, Platform
 from tests.router.router_support import DATABASE
 from tests.waiting import PATIENCE_S
@@ -86,7 +86,7 @@ async def test_texts_of_a_device_that_goes_meanwhile_do_not_cut_an_answer_short(
     await source.measure()
     bucket = Bucket(BucketUnit.HOUR)
     question = AggregateQuestion(Selection(), ["state"], at_us, at_us + DAY_US, [Function.LAST], bucket, by_entity=True)
-    loop, names = asyncio.get_running_loop(), aggregate_warehouse._device_names
+    loop, names = asyncio.get_running_loop(), warehouse._device_names
 
     def meanwhile(*arguments: Any) -> Any:
         ordering = order_deletion(ingest_pool, platform.tenant, "going", uuid4())
@@ -94,7 +94,7 @@ async def test_texts_of_a_device_that_goes_meanwhile_do_not_cut_an_answer_short(
         platform.load()
         return names(*arguments)
 
-    monkeypatch.setattr(aggregate_warehouse, "_device_names", meanwhile)
-    monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", 500)
+    monkeypatch.setattr(warehouse, "_device_names", meanwhile)
+    monkeypatch.setattr("storage.aggregate.text_bound.MAX_AGGREGATE_TEXT_BYTES", 500)
     with pytest.raises(TooMuchText):
         await routing.read(TENANT, Aggregates(question, None), ANALYTICS, PATIENCE_S)

@@ -13,8 +13,8 @@ from atlasco.telemetry.v1 import query_pb2, query_pb2_grpc
 
 from gateway.query_aggregate import FUNCTIONS
 from runtime.metrics import MemoryMetrics
-from storage.aggregate_buckets import Bucket, BucketUnit
-from storage.aggregate_model import (
+from storage.aggregate.buckets import Bucket, BucketUnit
+from storage.aggregate.model import (
     AggregateAnswer,
     AggregateColumn,
     AggregateQuestion,

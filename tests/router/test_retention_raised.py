@@ -8,10 +8,10 @@ from router.execute import Router
 from router.plan import Need, SourceKind
 from router.questions import Aggregates, SeriesRange
 from router.warehouse import WarehouseSource
-from storage.aggregate_model import AggregateQuestion, Function, Selection
+from storage.aggregate.model import AggregateQuestion, Function, Selection
 from storage.loader.rebuild import LogEnd, rebuild_warehouse
 from storage.maintenance import maintain
-from storage.read_model import SeriesQuestion
+from storage.reads.model import SeriesQuestion
 from tests.router.platform import DAY_US, TENANT, Platform
 from tests.router.router_support import DATABASE
 from tests.waiting import PATIENCE_S

@@ -16,11 +16,11 @@ from router.plan import Need, SourceKind
 from router.questions import Aggregates, SeriesRange
 from router.tiers import DegradedReason
 from router.warehouse import WarehouseSource
-from storage.aggregate_buckets import Bucket, BucketUnit, bucket_edges
-from storage.aggregate_model import AggregateQuestion, Function, Selection
+from storage.aggregate.buckets import Bucket, BucketUnit, bucket_edges
+from storage.aggregate.model import AggregateQuestion, Function, Selection
 from storage.database import Pool
 from storage.model import ValueType
-from storage.read_model import (
+from storage.reads.model import (
     MAX_TEXT_BYTES,
     EntityNotFound,
     EntityReplaced,
@@ -29,8 +29,8 @@ from storage.read_model import (
     SeriesPart,
     SeriesQuestion,
 )
-from storage.read_tenants import TenantDirectory
-from storage.series_pages import join_pages
+from storage.reads.pages import join_pages
+from storage.reads.tenants import TenantDirectory
 from tests.router.platform import ATTRIBUTES, DAY_US, DEVICES, HOUR_US, TENANT, TYPES, Platform, some_rows
 from tests.waiting import PATIENCE_S
 
@@ -389,7 +389,7 @@ async def test_texts_that_only_a_part_has_are_not_the_answer_s(
     question = AggregateQuestion(Selection(["wordy"]), ["state"], older_us, platform.now_us + 1, [Function.LAST])
     kinds = []
     for limit in (1_000, 100):
-        monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", limit)
+        monkeypatch.setattr("storage.aggregate.text_bound.MAX_AGGREGATE_TEXT_BYTES", limit)
         routed = await routing.read(TENANT, Aggregates(question, None), Need(1), PATIENCE_S)
         assert [column.values for column in routed.answer.series[0].columns] == [["y"]]
         kinds.append(routed.proof.kind)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from router.questions import Aggregates
-from storage.aggregate_buckets import Bucket, BucketUnit, TooManyPoints
-from storage.aggregate_model import AggregateAnswer, AggregateQuestion, AggregateTypeMismatch, Function, Selection
-from storage.aggregate_series import joined, part_functions
-from storage.aggregate_text import TooMuchText, check_text
-from storage.aggregate_warehouse import Resolved, aggregate_in_warehouse
+from storage.aggregate.buckets import Bucket, BucketUnit, TooManyPoints
+from storage.aggregate.model import AggregateAnswer, AggregateQuestion, AggregateTypeMismatch, Function, Selection
+from storage.aggregate.series import joined, part_functions
+from storage.aggregate.text_bound import TooMuchText, check_text
+from storage.aggregate.warehouse import Resolved, aggregate_in_warehouse
 from storage.filter.evaluate import Device
 from storage.model import Attribute, ValueType
-from storage.read_warehouse import UnknownToWarehouse, WarehouseNames
+from storage.reads.warehouse import UnknownToWarehouse, WarehouseNames
 from storage.warehouse.port import LaneWatermark, Unit, Warehouse
 from tests.router.router_support import DRIVER_WARNINGS, reader_of
 from tests.search.aggregates import ALL, DAY_US, check, random_question, text_bytes, texts_of
@@ -215,7 +215,7 @@ def test_texts_are_bounded(loaded: tuple[Warehouse, Fleet], monkeypatch: pytest.
     whole, _ = aggregate_in_warehouse(reader_of(warehouse), "tenant-1", question)
     check(fleet, question, list(fleet.entity_ids), whole)
     size = text_bytes(whole)
-    monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", size)
+    monkeypatch.setattr("storage.aggregate.text_bound.MAX_AGGREGATE_TEXT_BYTES", size)
     again, _ = aggregate_in_warehouse(reader_of(warehouse), "tenant-1", question)
     assert again.series == whole.series
     held: list[Any] = []
@@ -224,10 +224,10 @@ def test_texts_are_bounded(loaded: tuple[Warehouse, Fleet], monkeypatch: pytest.
         held.extend(values)
         check_text(held)
 
-    monkeypatch.setattr("storage.aggregate_text.check_text", counted)
+    monkeypatch.setattr("storage.aggregate.text_bound.check_text", counted)
     for limit in (size - 1, 40):
         held.clear()
-        monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", limit)
+        monkeypatch.setattr("storage.aggregate.text_bound.MAX_AGGREGATE_TEXT_BYTES", limit)
         with pytest.raises(TooMuchText):
             aggregate_in_warehouse(reader_of(warehouse), "tenant-1", question)
     # Counted in characters there, and two texts more at most.
@@ -248,7 +248,7 @@ def test_texts_of_two_parts_are_bounded_together(
         for start, end in ((T0, cut_us), (cut_us, NOW_US))
     )
     size = text_bytes(joined(question, older, newer, cut_us))
-    monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", size - 1)
+    monkeypatch.setattr("storage.aggregate.text_bound.MAX_AGGREGATE_TEXT_BYTES", size - 1)
     assert max(text_bytes(older), text_bytes(newer)) < size
     with pytest.raises(TooMuchText):
         joined(question, older, newer, cut_us)

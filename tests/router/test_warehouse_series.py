@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from storage.model import ValueType
-from storage.read_model import EntityReplaced, Position, SeriesQuestion
-from storage.read_warehouse import UnknownToWarehouse, WarehouseNames, read_warehouse_page
+from storage.reads.model import EntityReplaced, Position, SeriesQuestion
+from storage.reads.warehouse import UnknownToWarehouse, WarehouseNames, read_warehouse_page
 from storage.warehouse.port import LaneWatermark, Unit, Warehouse
 from tests.router.router_support import DRIVER_WARNINGS, reader_of
 from tests.warehouse_fixtures import HOUR_US, T0, change_set

@@ -19,13 +19,13 @@ from router.plan import Need, Shape, SourceKind
 from router.questions import Aggregates, SeriesRange
 from router.tiers import DegradedReason, Question, Requirement
 from router.warehouse import WarehouseSource
-from storage.aggregate_model import AggregateQuestion, Function, Selection
+from storage.aggregate.model import AggregateQuestion, Function, Selection
 from storage.database import PoolSettings, Role, make_pool
 from storage.errors import QueryCanceled, StorageBusy, StorageDefect, StorageUnavailable
-from storage.read_model import SeriesQuestion
-from storage.read_session import ReadSession
-from storage.read_tenants import TenantDirectory
-from storage.read_warehouse import warehouse_names
+from storage.reads.model import SeriesQuestion
+from storage.reads.session import ReadSession
+from storage.reads.tenants import TenantDirectory
+from storage.reads.warehouse import warehouse_names
 from storage.warehouse.local import LocalWarehouse
 from storage.warehouse.local_limits import LocalLimits
 from storage.warehouse.port import EVERYTHING, Completeness, Scope
@@ -337,7 +337,7 @@ async def test_an_aggregate_is_as_old_as_its_names(
         platform.load()
         return found
 
-    monkeypatch.setattr("storage.aggregate_warehouse.warehouse_names", meanwhile)
+    monkeypatch.setattr("storage.aggregate.warehouse.warehouse_names", meanwhile)
     question = AggregateQuestion(Selection(["twice"]), ["temperature"], at_us + 1, at_us + 10, [Function.COUNT])
     routed = await routing.read(TENANT, Aggregates(question, None), ANALYTICS, PATIENCE_S)
     assert routed.proof.kind is SourceKind.WAREHOUSE

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from storage.aggregate_buckets import Bucket, BucketUnit, bucket_edges
-from storage.aggregate_model import NUMERIC, AggregateAnswer, AggregateQuestion, Function, Selection
+from storage.aggregate.buckets import Bucket, BucketUnit, bucket_edges
+from storage.aggregate.model import NUMERIC, AggregateAnswer, AggregateQuestion, Function, Selection
 from storage.model import ValueType
 from tests.search.fleet import HOUR_US, Fleet, readings_of
 

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from storage.database import Pool, PoolSettings, Role, make_pool
-from storage.read_session import ReadSession, read_session
-from storage.read_tenants import TenantDirectory
+from storage.reads.session import ReadSession, read_session
+from storage.reads.tenants import TenantDirectory
 from storage.rollup.service import rollup_pool
 from tests.search.fleet import TENANT, Fleet, make_fleet
 from tests.storage.conftest import QUERY_LOGIN, Database, NewDatabase, new_database, postgres, template

@@ -8,19 +8,19 @@ import psycopg
 import pytest
 
 from runtime.metrics import MemoryMetrics
-from storage.aggregate import aggregate
-from storage.aggregate_buckets import MAX_POINTS, Bucket, BucketUnit, TooManyPoints
-from storage.aggregate_model import (
+from storage.aggregate.buckets import MAX_POINTS, Bucket, BucketUnit, TooManyPoints
+from storage.aggregate.database import aggregate
+from storage.aggregate.model import (
     AggregateQuestion,
     AggregateSource,
     AggregateTypeMismatch,
     Function,
     Selection,
 )
-from storage.aggregate_text import TooMuchText, check_text
+from storage.aggregate.text_bound import TooMuchText, check_text
 from storage.database import Pool
 from storage.model import ValueType
-from storage.read_model import AttributeNotFound, EntityNotFound
+from storage.reads.model import AttributeNotFound, EntityNotFound
 from storage.rollup.config import RollupConfig
 from storage.rollup.declare import create_rollup, find_rollup
 from storage.rollup.worker import Worker
@@ -142,7 +142,7 @@ async def test_texts_are_bounded(history: Fleet, reading: OpenSession, monkeypat
         whole = await aggregate(session, question, needed_as_of_us=None)
     check(history, question, DEVICES, whole)
     size = text_bytes(whole)
-    monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", size)
+    monkeypatch.setattr("storage.aggregate.text_bound.MAX_AGGREGATE_TEXT_BYTES", size)
     async with reading() as session:
         assert (await aggregate(session, question, needed_as_of_us=None)).series == whole.series
     held: list[Any] = []
@@ -151,10 +151,10 @@ async def test_texts_are_bounded(history: Fleet, reading: OpenSession, monkeypat
         held.extend(values)
         check_text(held)
 
-    monkeypatch.setattr("storage.aggregate_series.check_text", counted)
+    monkeypatch.setattr("storage.aggregate.series.check_text", counted)
     for limit, most in ((size - 1, size), (40, 40 + 2 * max(len(v) for v in texts_of(whole)))):
         held.clear()
-        monkeypatch.setattr("storage.aggregate_text.MAX_AGGREGATE_TEXT_BYTES", limit)
+        monkeypatch.setattr("storage.aggregate.text_bound.MAX_AGGREGATE_TEXT_BYTES", limit)
         async with reading() as session:
             with pytest.raises(TooMuchText):
                 await aggregate(session, question, needed_as_of_us=None)

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from storage.aggregate_buckets import (
+from storage.aggregate.buckets import (
     HOUR_US,
     WIDTHS,
     Bucket,

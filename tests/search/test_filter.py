@@ -18,7 +18,7 @@ from storage.filter.bind import (
 from storage.filter.evaluate import Device, matches
 from storage.filter.syntax import MAX_BYTES, MAX_CONDITIONS, MAX_DEPTH, FilterInvalid, parse
 from storage.model import Attribute, ValueType
-from storage.read_model import AttributeNotFound, LatestNotKept
+from storage.reads.model import AttributeNotFound, LatestNotKept
 
 ATTRIBUTES = {
     "temperature": Attribute(1, "temperature", ValueType.DOUBLE, True),

@@ -12,12 +12,12 @@ from runtime.metrics import MemoryMetrics
 from storage.database import Pool
 from storage.filter.bind import bind, needs_a_value
 from storage.filter.evaluate import matches
+from storage.filter.search import FindQuestion, SearchSource, find_entities
 from storage.filter.syntax import parse
-from storage.read_model import AttributeNotFound, LatestNotKept
+from storage.reads.model import AttributeNotFound, LatestNotKept
 from storage.rollup.config import RollupConfig
 from storage.rollup.declare import create_projection, find_projection
 from storage.rollup.worker import Worker
-from storage.search import FindQuestion, SearchSource, find_entities
 from tests.search.conftest import OpenSession
 from tests.search.filters import filters
 from tests.search.fleet import TENANT, Fleet

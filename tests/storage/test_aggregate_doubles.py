@@ -7,8 +7,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from storage import aggregate_doubles as doubles
-from storage.aggregate_doubles import is_huge_in_warehouse, is_tame_in_warehouse
+from storage.aggregate import doubles
+from storage.aggregate.doubles import is_huge_in_warehouse, is_tame_in_warehouse
 
 SMALLEST = 5e-324
 # Far more readings than a bucket can have.

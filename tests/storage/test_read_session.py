@@ -11,8 +11,8 @@ from psycopg.pq import PipelineStatus
 
 from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.errors import QueryCanceled, StorageBusy
-from storage.read_session import read_session
-from storage.read_tenants import TenantDirectory
+from storage.reads.session import read_session
+from storage.reads.tenants import TenantDirectory
 from tests.storage.reads_database import Known, known_database
 from tests.waiting import PATIENCE_S
 

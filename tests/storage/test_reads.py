@@ -19,7 +19,8 @@ from storage.binary import Int4Array, Int8Array
 from storage.database import Pool, PoolSettings, Role, bounded_connection, make_pool
 from storage.errors import QueryCanceled, StorageBusy, StorageUnavailable
 from storage.model import ValueType
-from storage.read_model import (
+from storage.reads.devices import read_attributes, read_entities, read_latest
+from storage.reads.model import (
     AnswerTooLarge,
     AttributeNotFound,
     AttributePage,
@@ -32,11 +33,10 @@ from storage.read_model import (
     SeriesPart,
     SeriesQuestion,
 )
-from storage.read_series import page_statement, read_page
-from storage.read_session import ReadSession, read_session
-from storage.read_tenants import TenantDirectory
-from storage.read_wire import Timestamp
-from storage.reads import read_attributes, read_entities, read_latest
+from storage.reads.series import page_statement, read_page
+from storage.reads.session import ReadSession, read_session
+from storage.reads.tenants import TenantDirectory
+from storage.reads.wire import Timestamp
 from storage.statements import statements
 from tests.gateway.faulty_link import FaultyLink
 from tests.storage.reads_database import (

@@ -12,7 +12,7 @@ import pytest
 
 from storage.errors import StorageUnavailable
 from storage.model import ValueType
-from storage.verify import WarehouseStore
+from storage.verify.readings import WarehouseStore
 from storage.warehouse.port import DeadLetter, QueryRefused, Unit, WarehouseMissing
 from storage.warehouse.redshift import RedshiftWarehouse
 from storage.warehouse.redshift_session import RedshiftLogin

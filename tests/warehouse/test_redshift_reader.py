@@ -11,7 +11,7 @@ import pytest
 from embedded.postgres import EmbeddedPostgres
 from storage.errors import StorageDefect, StorageUnavailable
 from storage.model import ValueType
-from storage.read_warehouse import warehouse_names
+from storage.reads.warehouse import warehouse_names
 from storage.warehouse.config import WarehouseConfig, WarehouseReadConfig, open_to_read
 from storage.warehouse.port import QueryRefused, Warehouse
 from storage.warehouse.reader import WarehouseReader

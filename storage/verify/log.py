@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from storage.kafka import KafkaConfig, consumer_config, translate
 from storage.loader.decode import DecodedChanges, Undecodable, decode, headers_of
 from storage.model import ValueType
-from storage.verify import Held, Key, VerifyTimeout
+from storage.verify.readings import Held, Key, VerifyTimeout
 
 _POLL_S = 1.0
 

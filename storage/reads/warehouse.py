@@ -1,4 +1,4 @@
-"""Pages of series from the warehouse: the same questions and answers as `storage.read_series`, on either adapter."""
+"""Pages of series from the warehouse: the same questions and answers as `storage.reads.series`, on either adapter."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from storage.errors import StorageError
 from storage.model import ValueType
-from storage.read_model import MAX_TEXT_BYTES, EntityNotFound, Position, SeriesPage, SeriesPart, SeriesQuestion
-from storage.read_series import attributes_by_name, check_position, entity_ids
-from storage.read_session import ReadSession
-from storage.series_pages import end_of_page
+from storage.reads.model import MAX_TEXT_BYTES, EntityNotFound, Position, SeriesPage, SeriesPart, SeriesQuestion
+from storage.reads.pages import end_of_page
+from storage.reads.series import attributes_by_name, check_position, entity_ids
+from storage.reads.session import ReadSession
 from storage.times import microseconds, naive, naive_microseconds
 from storage.warehouse.port import Completeness, Scope
 from storage.warehouse.reader import WarehouseReader

@@ -8,8 +8,8 @@ from storage.filter.bind import Bound, attribute_names, bind, compared_attribute
 from storage.filter.compile import compile_filter
 from storage.filter.syntax import parse
 from storage.model import Attribute
-from storage.read_series import attributes_by_name
-from storage.read_session import ReadSession
+from storage.reads.series import attributes_by_name
+from storage.reads.session import ReadSession
 from storage.statements import statements
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from storage.verify import Primary, Store, WarehouseStore
+from storage.verify.readings import Primary, Store, WarehouseStore
 
 Deleted: TypeAlias = Mapping[tuple[int, str], Mapping[int, str]]
 """Of each tenant, by id and name, the devices that were deleted: id and former name."""

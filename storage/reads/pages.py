@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from storage.model import ValueType
-from storage.read_model import MAX_TEXT_BYTES, Position, SeriesPage, SeriesPart, SeriesQuestion
+from storage.reads.model import MAX_TEXT_BYTES, Position, SeriesPage, SeriesPart, SeriesQuestion
 
 
 def head(part: SeriesPart, count: int) -> SeriesPart:

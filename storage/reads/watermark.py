@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from storage.read_session import ReadSession
+from storage.reads.session import ReadSession
 from storage.statements import statements
 from storage.times import SECOND_US
 

@@ -15,9 +15,9 @@ import numpy as np
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from storage.aggregate_buckets import AHEAD_US, MAX_POINTS, TooManyPoints, bucket_edges
-from storage.aggregate_doubles import is_huge, is_tame, quotient, squares
-from storage.aggregate_model import (
+from storage.aggregate.buckets import AHEAD_US, MAX_POINTS, TooManyPoints, bucket_edges
+from storage.aggregate.doubles import is_huge, is_tame, quotient, squares
+from storage.aggregate.model import (
     MAX_SELECTED,
     AggregateAnswer,
     AggregateQuestion,
@@ -27,17 +27,17 @@ from storage.aggregate_model import (
     SelectionTooLarge,
     selected_names,
 )
-from storage.aggregate_series import AggregateRow, by_result_type, check_types, series_of
-from storage.aggregate_text import within_text
+from storage.aggregate.series import AggregateRow, by_result_type, check_types, series_of
+from storage.aggregate.text_bound import within_text
 from storage.binary import Int4Array, Int8Array, TimestampArray
 from storage.errors import StorageError
-from storage.latest_condition import bound_filter, latest_condition
-from storage.materialization_watermark import materialization_watermark
+from storage.filter.latest import bound_filter, latest_condition
 from storage.model import Attribute, ValueType
-from storage.read_model import EntityNotFound
-from storage.read_series import attributes_by_name, entity_ids
-from storage.read_session import ReadSession
-from storage.read_wire import Timestamp
+from storage.reads.model import EntityNotFound
+from storage.reads.series import attributes_by_name, entity_ids
+from storage.reads.session import ReadSession
+from storage.reads.watermark import materialization_watermark
+from storage.reads.wire import Timestamp
 from storage.statements import statements
 from storage.times import HOUR_US, MINUTE_US, SECOND_US
 

@@ -8,7 +8,7 @@ from psycopg import sql
 
 from storage.binary import Int4Array, Int8Array, decode_array
 from storage.model import Attribute, ValueType
-from storage.read_model import (
+from storage.reads.model import (
     ENTITIES_PER_STATEMENT,
     MAX_TEXT_BYTES,
     AttributeNotFound,
@@ -22,9 +22,9 @@ from storage.read_model import (
     Span,
     spans,
 )
-from storage.read_session import ReadSession
-from storage.read_wire import Timestamp, times_of, values_of
-from storage.series_pages import concatenated, end_of_page, head, text_bytes
+from storage.reads.pages import concatenated, end_of_page, head, text_bytes
+from storage.reads.session import ReadSession
+from storage.reads.wire import Timestamp, times_of, values_of
 from storage.statements import statements
 
 # Text is read in steps that grow from here: a few thousand long texts end a page by bytes, and the database should

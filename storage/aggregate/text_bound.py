@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from psycopg import sql
 
-from storage.aggregate_model import AggregateQuestion, Function
+from storage.aggregate.model import AggregateQuestion, Function
 from storage.errors import StorageError
 from storage.statements import statements
 

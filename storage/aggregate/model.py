@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from storage.aggregate_buckets import Bucket
+from storage.aggregate.buckets import Bucket
 from storage.errors import StorageError
 from storage.model import ValueType
-from storage.read_model import Scalar
+from storage.reads.model import Scalar
 
 MAX_SELECTED = 100_000
 """The most devices that a filter may select for an aggregate."""

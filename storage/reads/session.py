@@ -13,8 +13,8 @@ from psycopg import AsyncCursor, IsolationLevel, sql
 
 from storage.database import Connection, Pool, bounded_connection, cut
 from storage.errors import QueryCanceled, StorageBusy, StorageUnavailable
-from storage.read_tenants import NO_TENANT, TenantDirectory
-from storage.read_wire import MicrosLoader
+from storage.reads.tenants import NO_TENANT, TenantDirectory
+from storage.reads.wire import MicrosLoader
 from storage.statements import statements
 
 T = TypeVar("T")

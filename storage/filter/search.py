@@ -16,10 +16,9 @@ from psycopg import sql
 from storage.binary import Int4Array, Int8Array
 from storage.filter.bind import Bound, compared_attributes, needs_a_value, required_type
 from storage.filter.compile import compile_filter
-from storage.latest_condition import bound_filter, latest_condition
-from storage.materialization_watermark import Watermark
+from storage.filter.latest import bound_filter, latest_condition
 from storage.model import Attribute
-from storage.read_model import (
+from storage.reads.model import (
     MAX_LATEST_VALUES,
     MAX_TEXT_BYTES,
     AnswerTooLarge,
@@ -28,9 +27,10 @@ from storage.read_model import (
     Reading,
     Scalar,
 )
-from storage.read_series import attributes_by_name
-from storage.read_session import ReadSession
-from storage.read_wire import Timestamp
+from storage.reads.series import attributes_by_name
+from storage.reads.session import ReadSession
+from storage.reads.watermark import Watermark
+from storage.reads.wire import Timestamp
 from storage.statements import statements
 
 _SQL = statements("search.sql")

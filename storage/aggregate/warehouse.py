@@ -1,4 +1,4 @@
-"""Aggregates in the warehouse: the same questions and answers as `storage.aggregate`, on either adapter.
+"""Aggregates in the warehouse: the same questions and answers as `storage.aggregate.database`, on either adapter.
 
 What the warehouse does not know, types, labels and latest values of devices, is looked up in a database first
 (`resolve`); a selection by names, or of everything, needs that only where nothing of a device is loaded yet.
@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, LiteralString
 
-from storage import aggregate_text
-from storage.aggregate import devices_being_deleted, selected_devices
-from storage.aggregate_buckets import AHEAD_US, MAX_POINTS, TooManyPoints, bucket_edges, runs
-from storage.aggregate_doubles import is_huge_in_warehouse, is_tame_in_warehouse, quotient
-from storage.aggregate_model import (
+from storage.aggregate import text_bound
+from storage.aggregate.buckets import AHEAD_US, MAX_POINTS, TooManyPoints, bucket_edges, runs
+from storage.aggregate.database import devices_being_deleted, selected_devices
+from storage.aggregate.doubles import is_huge_in_warehouse, is_tame_in_warehouse, quotient
+from storage.aggregate.model import (
     AggregateAnswer,
     AggregateQuestion,
     AggregateSource,
     Function,
     selected_names,
 )
-from storage.aggregate_series import AggregateRow, by_result_type, check_types, series_of
+from storage.aggregate.series import AggregateRow, by_result_type, check_types, series_of
 from storage.model import Attribute, ValueType
-from storage.read_session import ReadSession
-from storage.read_warehouse import (
+from storage.reads.session import ReadSession
+from storage.reads.warehouse import (
     SQL_TYPES,
     WarehouseNames,
     marks,
@@ -48,8 +48,8 @@ _NAN: Final = "CAST('NaN' AS DOUBLE PRECISION)"
 _SUM: Final[LiteralString] = f"CAST(sum(CASE WHEN {_HUGE} THEN NULL ELSE value END) AS DOUBLE PRECISION)"
 _ANY_HUGE: Final[LiteralString] = f"sum(CASE WHEN {_HUGE} THEN 1 ELSE 0 END) > 0"
 
-# As storage.aggregate computes them. Conditions are such that they are false for NaN whether a dialect orders it above
-# all numbers or not at all; sums and deviations leave out what would make some dialects fail.
+# As storage.aggregate.database computes them. Conditions are such that they are false for NaN whether a dialect orders
+# it above all numbers or not at all; sums and deviations leave out what would make some dialects fail.
 _RESULTS: Final[Mapping[Function, str]] = {
     Function.COUNT: "count(*)",
     Function.MIN: "min(value)",
@@ -134,7 +134,7 @@ def aggregate_in_warehouse(
 
     Raises:
         UnknownToWarehouse: the warehouse does not know a device or attribute of the question; not with `resolved`.
-        AggregateTypeMismatch, TimeZoneUnknown, TooManyPoints, TooMuchText: as `storage.aggregate.aggregate`.
+        AggregateTypeMismatch, TimeZoneUnknown, TooManyPoints, TooMuchText: as `storage.aggregate.database.aggregate`.
         StorageError: see `Warehouse.query`.
     """
     known_by = None
@@ -172,7 +172,7 @@ def aggregate_in_warehouse(
             if len(rows) > MAX_POINTS:
                 raise TooManyPoints(len(rows))
     # The statement stopped at as much text as it had itself, whatever of it is left out below.
-    aggregate_text.check_text(value for row in rows for value in row[3])
+    text_bound.check_text(value for row in rows for value in row[3])
     by_id = {0: "", **names.entities}
     if question.by_entity and resolved.everything and rows:
         by_id |= _device_names(reader, plan, sorted({row[1] for row in rows}))
@@ -261,7 +261,7 @@ def _within_text(plan: _Plan, statement: str) -> str:
     """The statement that ends with the row whose texts pass what an answer may hold: characters, which every dialect
     counts alike, and of which no text has more than bytes.
     """
-    texts, keys = aggregate_text.text_results(plan.question), _varying(plan)
+    texts, keys = text_bound.text_results(plan.question), _varying(plan)
     if not texts or not keys:
         return statement
     results = [f"result_{place}" for place in range(len(plan.question.functions))]
@@ -270,7 +270,7 @@ def _within_text(plan: _Plan, statement: str) -> str:
         length=" + ".join(f"length(result_{place})" for place in texts),
         keys=", ".join(keys),
         answer=statement,
-        most=aggregate_text.MAX_AGGREGATE_TEXT_BYTES,
+        most=text_bound.MAX_AGGREGATE_TEXT_BYTES,
     )
 
 

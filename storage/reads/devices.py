@@ -1,8 +1,8 @@
-"""Reads of telemetry for services: latest values, devices, attributes; series are in `storage.read_series`.
+"""Reads of telemetry for services: latest values, devices, attributes; series are in `storage.reads.series`.
 
-Each takes a session (`storage.read_session`), which bounds its time and says what else may go wrong. Every answer comes
-from one snapshot and says as of when it is. What lies before the tenant's retention is not shown,
-even while it is still stored. A tenant that never wrote has no devices and no attributes.
+Each takes a session (`storage.reads.session`), which bounds its time and says what else may go wrong. Every answer
+comes from one snapshot and says as of when it is. What lies before the tenant's retention is not shown, even while it
+is still stored. A tenant that never wrote has no devices and no attributes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from storage.binary import Int4Array
 from storage.model import ValueType
-from storage.read_model import (
+from storage.reads.model import (
     MAX_LATEST_VALUES,
     MAX_TEXT_BYTES,
     AnswerTooLarge,
@@ -28,8 +28,8 @@ from storage.read_model import (
     Reading,
     Scalar,
 )
-from storage.read_series import attributes_by_name
-from storage.read_session import ReadSession
+from storage.reads.series import attributes_by_name
+from storage.reads.session import ReadSession
 from storage.statements import statements
 
 _ATTRIBUTE: Final = attrgetter("attribute")

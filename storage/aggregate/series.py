@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeAlias
 
-from storage.aggregate_buckets import MAX_POINTS, TooManyPoints, bucket_holding
-from storage.aggregate_model import (
+from storage.aggregate.buckets import MAX_POINTS, TooManyPoints, bucket_holding
+from storage.aggregate.model import (
     NUMERIC,
     AggregateAnswer,
     AggregateColumn,
@@ -23,9 +23,9 @@ from storage.aggregate_model import (
     Function,
     result_type,
 )
-from storage.aggregate_text import check_text
+from storage.aggregate.text_bound import check_text
 from storage.model import Attribute, ValueType
-from storage.read_model import Scalar
+from storage.reads.model import Scalar
 
 _Point: TypeAlias = dict[tuple[Function, float], Scalar]
 """One bucket's results, by function and percentile."""
