@@ -4,7 +4,7 @@ import asyncio
 import os
 import select
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,7 +18,19 @@ from psycopg_pool import AsyncConnectionPool
 from storage.errors import StorageUnavailable, translated
 
 Connection: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
-Pool: TypeAlias = AsyncConnectionPool[Connection]
+
+
+class Pool(AsyncConnectionPool[Connection]):
+    """A pool that a caller cannot be cancelled out of before his connection is back.
+
+    He gives it back under a lock, which others hold for a moment when many wait and give up. The connection of one who
+    is cancelled while he waits for that lock would be nobody's, and never be replaced: where clients come and go, a
+    crowded pool would lose one after the other until it has none.
+    """
+
+    async def putconn(self, conn: Connection) -> None:
+        """See AsyncConnectionPool."""
+        await carried_out(super().putconn(conn))
 
 
 class Role(StrEnum):
@@ -74,7 +86,7 @@ def connection_info(dsn: str, role: Role, *, statement_timeout_s: float = 0.0) -
 
 def make_pool(settings: PoolSettings) -> Pool:
     """A pool, not yet open: `await pool.open()` opens it, and the event loop must run by then."""
-    return AsyncConnectionPool(
+    return Pool(
         connection_info(settings.dsn, settings.role, statement_timeout_s=settings.statement_timeout_s),
         min_size=settings.min_size,
         max_size=settings.max_size,
@@ -125,6 +137,20 @@ def cut(connection: Connection) -> None:
     # Closed by now, or by the other side: then there is nothing to end.
     with suppress(psycopg.OperationalError, OSError), socket.socket(fileno=os.dup(connection.fileno())) as peer:
         peer.shutdown(socket.SHUT_RDWR)
+
+
+async def carried_out(work: Coroutine[Any, Any, None]) -> None:
+    """Do work that must not be left half done: it ends first, however often the caller is cancelled meanwhile."""
+    doing = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not doing.done():
+        try:
+            await asyncio.shield(doing)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    doing.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 async def _check_mode(connection: Connection) -> None:

@@ -11,7 +11,7 @@ from uuid import UUID
 import psycopg
 from psycopg import AsyncCursor, IsolationLevel, sql
 
-from storage.database import Connection, Pool, bounded_connection, cut
+from storage.database import Connection, Pool, bounded_connection, carried_out, cut
 from storage.errors import QueryCanceled, StorageBusy, StorageUnavailable
 from storage.reads.tenants import NO_TENANT, TenantDirectory
 from storage.reads.wire import MicrosLoader
@@ -167,7 +167,7 @@ async def _whole(connection: Connection, work: Coroutine[Any, Any, T]) -> T:
     try:
         return await asyncio.shield(execution)
     except asyncio.CancelledError:
-        await _until_done(asyncio.ensure_future(_end(connection, execution)))
+        await carried_out(_end(connection, execution))
         raise
 
 
@@ -190,14 +190,6 @@ async def _end(connection: Connection, execution: asyncio.Future[Any]) -> None:
     if not execution.cancelled():
         # Retrieved, or asyncio logs that it never was: that it was cancelled is no news.
         execution.exception()
-
-
-async def _until_done(ending: asyncio.Future[None]) -> None:
-    """Wait for a clean-up that must not be left half done, however often its caller is cancelled meanwhile."""
-    while not ending.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.shield(ending)
-    ending.result()
 
 
 def _cursor(connection: Connection) -> AsyncCursor[tuple[Any, ...]]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg_pool import AsyncConnectionPool
 
 from runtime.metrics import Metrics
 from runtime.process import DependencyUnreachable, Shutdown
@@ -68,7 +67,7 @@ def relay_pool(dsn: str) -> Pool:
     """
     info = connection_info(dsn, Role.MAINTAIN, statement_timeout_s=_STATEMENT_TIMEOUT_S)
     options = conninfo_to_dict(info)["options"]
-    return AsyncConnectionPool(
+    return Pool(
         make_conninfo(info, application_name="atlasco-relay", options=f"{options} {_PLANS}"),
         connection_class=psycopg.AsyncConnection[tuple[Any, ...]],
         min_size=1,

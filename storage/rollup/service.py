@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg_pool import AsyncConnectionPool
 
 from runtime.metrics import Metrics
 from runtime.process import DependencyUnreachable, Shutdown
@@ -39,7 +38,7 @@ def rollup_pool(dsn: str) -> Pool:
     options = conninfo_to_dict(info)["options"]
     # What is computed commits together with how far it is: a crash that loses the last moments loses both, and the
     # worker does them again. So no commit need wait for the disk.
-    return AsyncConnectionPool(
+    return Pool(
         make_conninfo(
             info, application_name="atlasco-rollup", options=f"{options} -c synchronous_commit=off -c jit=off"
         ),

@@ -1,0 +1,90 @@
+"""A pool stays whole, whoever gives up and when."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from storage.database import Pool, PoolSettings, Role, carried_out, make_pool
+from tests.storage.conftest import QUERY_LOGIN, Database
+from tests.waiting import PATIENCE_S, until
+
+SIZE = 3
+
+
+@pytest.fixture
+async def pool(module_database: Database) -> AsyncIterator[Pool]:
+    settings = PoolSettings(module_database(user=QUERY_LOGIN), Role.QUERY, max_size=SIZE, timeout_s=PATIENCE_S)
+    async with make_pool(settings) as opened:
+        yield opened
+
+
+async def assert_whole(pool: Pool) -> None:
+    """As many connections as there may be can be had at once."""
+    async with AsyncExitStack() as held:
+        for _ in range(SIZE):
+            connection = await held.enter_async_context(pool.connection(timeout=PATIENCE_S))
+            await connection.execute("SELECT 1")
+
+
+async def test_a_caller_who_is_cancelled_while_he_gives_a_connection_back_has_given_it_back(pool: Pool) -> None:
+    for _ in range(SIZE):
+        inside, leave = asyncio.Event(), asyncio.Event()
+
+        async def use(inside: asyncio.Event = inside, leave: asyncio.Event = leave) -> None:
+            async with pool.connection():
+                inside.set()
+                await leave.wait()
+
+        using = asyncio.create_task(use())
+        await inside.wait()
+        # As it is held, for a turn of the loop or two, where many wait for a connection and give up.
+        async with pool._lock:
+            leave.set()
+            await until(lambda: pool._lock._waiters, "it gives the connection back")
+            using.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait({using})
+        assert using.cancelled()
+    await assert_whole(pool)
+
+
+async def test_clients_who_come_and_go_leave_the_pool_whole(pool: Pool) -> None:
+    chance = random.Random(1)
+
+    async def use() -> None:
+        async with pool.connection() as connection:
+            await connection.execute("SELECT 1")
+
+    waiting: set[asyncio.Task[None]] = set()
+    for _ in range(3_000):
+        waiting.add(asyncio.create_task(use()))
+        if len(waiting) > 30:
+            for task in chance.sample(sorted(waiting, key=id), 10):
+                task.cancel()
+        await asyncio.sleep(0)
+        waiting = {task for task in waiting if not task.done()}
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await assert_whole(pool)
+
+
+async def test_what_is_carried_out_ends_before_the_caller_is_cancelled() -> None:
+    goes_on, ended = asyncio.Event(), False
+
+    async def work() -> None:
+        nonlocal ended
+        await goes_on.wait()
+        ended = True
+
+    task = asyncio.create_task(carried_out(work()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended
