@@ -95,7 +95,7 @@ def make_pool(settings: PoolSettings) -> Pool:
         open=False,
         # Statements are few and repeat for ever: prepare at once.
         kwargs={"prepare_threshold": 0},
-        check=_check_query if settings.role is Role.QUERY else _check_mode,
+        check=check_idle,
     )
 
 
@@ -153,28 +153,23 @@ async def carried_out(work: Coroutine[Any, Any, None]) -> None:
         raise cancelled
 
 
-async def _check_mode(connection: Connection) -> None:
-    """Raise OperationalError when a connection of the pool was left in pipeline mode.
+async def check_idle(connection: Connection) -> None:
+    """Raise OperationalError when a connection that lay in the pool is no good any more; for `check` of a pool.
 
-    A caller who is cancelled while the driver switches the mode on leaves it on, and the pool, which looks at the
-    transaction only, takes the connection back as a good one. Statements on it would end without a result.
+    Without a word to the server, as it is asked before every use. A server that hangs would not answer, and nothing
+    bounds how long a pool waits here.
     """
-    if connection.pgconn.pipeline_status != PipelineStatus.OFF:
-        await connection.close()
-        raise psycopg.OperationalError("the connection was left in pipeline mode")
-
-
-async def _check_query(connection: Connection) -> None:
-    """As `_check_mode`, and raise OperationalError when something has arrived on a connection that lay in the pool.
-
-    A server says that it ends a connection before it hangs up, and hardly anything else on an idle one: while nothing
-    has come, no question is worth a round trip before every query. When something has, none is asked either: a server
-    that hangs after its last word would not answer, and nothing bounds how long a pool waits here.
-    """
-    await _check_mode(connection)
     arrived = select.poll()
     arrived.register(connection.fileno(), select.POLLIN)
-    if arrived.poll(0):
+    problem = ""
+    if connection.pgconn.pipeline_status != PipelineStatus.OFF:
+        # A caller who is cancelled while the driver switches the mode on leaves it on, and the pool, which looks at the
+        # transaction only, takes the connection back. Statements on it would end without a result.
+        problem = "the connection was left in pipeline mode"
+    elif arrived.poll(0):
+        # A server says that it ends a connection before it hangs up, and hardly anything else on an idle one.
+        problem = "the server has ended the connection"
+    if problem:
         # Or the pool would take it back as a good one.
         await connection.close()
-        raise psycopg.OperationalError("the server has ended the connection")
+        raise psycopg.OperationalError(problem)

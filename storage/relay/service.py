@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from runtime.metrics import Metrics
 from runtime.process import DependencyUnreachable, Shutdown
-from storage.database import Pool, Role, connection_info
+from storage.database import Pool, Role, check_idle, connection_info
 from storage.errors import StorageDefect, StorageError, StorageUnavailable, translated
 from storage.kafka import KafkaConfig
 from storage.leases import Lease, Leases
@@ -78,6 +78,7 @@ def relay_pool(dsn: str) -> Pool:
         open=False,
         # Statements are few and repeat for ever: prepare at once.
         kwargs={"prepare_threshold": 0, "autocommit": True},
+        check=check_idle,
     )
 
 

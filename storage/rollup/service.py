@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from runtime.metrics import Metrics
 from runtime.process import DependencyUnreachable, Shutdown
-from storage.database import Pool, Role, connection_info
+from storage.database import Pool, Role, check_idle, connection_info
 from storage.errors import StorageError, StorageUnavailable, translated
 from storage.leases import Lease, Leases
 from storage.rollup.config import RollupConfig
@@ -49,6 +49,7 @@ def rollup_pool(dsn: str) -> Pool:
         name="atlasco-rollup",
         open=False,
         kwargs={"prepare_threshold": 0, "autocommit": True},
+        check=check_idle,
     )
 
 

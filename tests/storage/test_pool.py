@@ -2,12 +2,16 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+import select
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
+import psycopg
 import pytest
 
 from storage.database import Pool, PoolSettings, Role, carried_out, make_pool
+from storage.relay.service import relay_pool
+from storage.rollup.service import rollup_pool
 from tests.storage.conftest import QUERY_LOGIN, Database
 from tests.waiting import PATIENCE_S, until
 
@@ -68,6 +72,32 @@ async def test_clients_who_come_and_go_leave_the_pool_whole(pool: Pool) -> None:
         waiting = {task for task in waiting if not task.done()}
     await asyncio.gather(*waiting, return_exceptions=True)
     await assert_whole(pool)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda dsn: make_pool(PoolSettings(dsn, Role.QUERY)), id="query"),
+        pytest.param(lambda dsn: make_pool(PoolSettings(dsn, Role.INGEST)), id="ingest"),
+        pytest.param(relay_pool, id="relay"),
+        pytest.param(rollup_pool, id="rollup"),
+    ],
+)
+async def test_a_connection_that_the_server_has_ended_is_not_given_out(
+    module_database: Database, make: Callable[[str], Pool]
+) -> None:
+    """As after a failover: nobody's first work is to fail for it."""
+    async with make(module_database()) as pool:
+        async with pool.connection() as connection:
+            descriptor, backend = connection.fileno(), connection.info.backend_pid
+        async with await psycopg.AsyncConnection.connect(module_database(), autocommit=True) as owner:
+            await owner.execute("SELECT pg_terminate_backend(%s)", [backend])
+        arrived = select.poll()
+        arrived.register(descriptor, select.POLLIN)
+        await until(lambda: arrived.poll(0), "the server's last word")
+        async with pool.connection(timeout=PATIENCE_S) as connection:
+            assert connection.info.backend_pid != backend
+            await connection.execute("SELECT 1")
 
 
 async def test_what_is_carried_out_ends_before_the_caller_is_cancelled() -> None:
