@@ -2,6 +2,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.gateway.patience_clock import patience_clock
 from tests.gateway.running_gateway import RunningGateway, running_gateway
 from tests.storage.conftest import (
     Database,
@@ -12,7 +13,7 @@ from tests.storage.conftest import (
     template,
 )
 
-__all__ = ["database", "module_database", "new_database", "postgres", "template"]
+__all__ = ["database", "module_database", "new_database", "patience_clock", "postgres", "template"]
 
 
 @pytest.fixture(scope="module")

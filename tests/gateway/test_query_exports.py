@@ -12,10 +12,11 @@ from atlasco.telemetry.v1 import query_pb2
 from gateway.query import QueryLimits
 from gateway.query_admission import QueryAdmission
 from gateway.status import Reason, Refusal
+from tests.gateway.patience_clock import PatienceClock
 from tests.gateway.test_query import Service, register_anew, serve
 from tests.refusals import End, end_of
 from tests.storage.reads_database import Known, known_database, register_entity
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 READINGS = 150_000
 # The client's transport takes a hundred kilobytes, then no more until the client reads.
@@ -106,10 +107,16 @@ async def test_one_export_too_many_is_refused_at_once(known: Known) -> None:
 
 
 @pytest.mark.parametrize("resumes", [True, False], ids=["reads at last", "vanishes"])
-async def test_an_export_that_nobody_reads_is_ended(known: Known, resumes: bool) -> None:
-    async with serve(known, QueryLimits(tenant_exports=1, export_patience_s=0.5), SMALL_WINDOW) as service:
+async def test_an_export_that_nobody_reads_is_ended(known: Known, patience_clock: PatienceClock, resumes: bool) -> None:
+    async with serve(known, QueryLimits(tenant_exports=1, export_patience_s=10.0), SMALL_WINDOW) as service:
         call = await unread(service, known)
-        await until(lambda: service.metrics.value("atlasco_exports_unread") == 1)
+
+        def given_up() -> bool:
+            patience_clock.go_on(0.2)
+            return service.metrics.value("atlasco_exports_unread") == 1
+
+        await until(given_up)
+        assert patience_clock.now_s >= 10.0
         assert service.metrics.value("atlasco_exports_open") == 0
         # One that was not read may still lie in the transport, and no more of them.
         refused = await ended(export(service, known))
@@ -123,17 +130,18 @@ async def test_an_export_that_nobody_reads_is_ended(known: Known, resumes: bool)
         assert await read_to_the_end(export(service, known)) == READINGS
 
 
-async def test_a_client_that_reads_slowly_keeps_its_export(known: Known) -> None:
-    async with serve(known, QueryLimits(export_patience_s=1.0), SMALL_WINDOW) as service:
+async def test_a_client_that_reads_slowly_keeps_its_export(known: Known, patience_clock: PatienceClock) -> None:
+    async with serve(known, QueryLimits(export_patience_s=10.0), SMALL_WINDOW) as service:
         call = export(service, known, chunk_size=5_000)
-        began = asyncio.get_running_loop().time()
-        count = 0
+        count = waited_for = 0
         async for message in call:
             count += sum(len(series.times_us) for series in message.series)
+            waited_for += patience_clock.unread
             # Longer than the patience in all, and never as long between two messages.
-            await asyncio.sleep(0.05)
+            patience_clock.go_on(0.5)
         assert count == READINGS
-        assert asyncio.get_running_loop().time() - began > 1.0
+        assert waited_for > 0
+        assert patience_clock.now_s > 10.0
 
 
 async def test_an_export_whose_device_is_replaced_meanwhile_fails(known: Known) -> None:
@@ -148,7 +156,7 @@ async def test_the_next_part_of_an_answer_waits_for_its_turn() -> None:
     order: list[str] = []
 
     async def part(name: str, tenant: str) -> None:
-        async with admission.admitted_in_turn(tenant, 5.0):
+        async with admission.admitted_in_turn(tenant, PATIENCE_S):
             order.append(name)
 
     with admission.admitted("acme"), admission.admitted("rival"):
@@ -175,7 +183,7 @@ async def test_a_turn_that_comes_as_it_is_given_up_goes_to_the_next() -> None:
     entered: list[str] = []
 
     async def part(name: str) -> None:
-        async with admission.admitted_in_turn("acme", 5.0):
+        async with admission.admitted_in_turn("acme", PATIENCE_S):
             entered.append(name)
 
     with admission.admitted("acme"):

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from atlasco.telemetry.v1 import ingest_pb2
 
+from tests.gateway.patience_clock import PatienceClock
 from tests.gateway.raw_stream import ALIASES, DOUBLE, B, D, RawStream, S, now_us, readings, reason_name
 from tests.gateway.running_gateway import RunningGateway, new_channel, running_gateway
 from tests.gateway.stored import values
@@ -28,8 +29,6 @@ async def strict(module_database: Database) -> AsyncIterator[RunningGateway]:
     """A gateway whose limits are within reach of a test."""
     async with running_gateway(
         module_database,
-        hello_timeout=0.3,
-        write_timeout=0.5,
         max_unconfirmed=20,
         max_aliases=50,
         credit_messages=4,
@@ -40,9 +39,10 @@ async def strict(module_database: Database) -> AsyncIterator[RunningGateway]:
         yield running
 
 
-async def test_a_hello_that_never_comes(strict: RunningGateway, tenant: str) -> None:
-    stream = RawStream(strict.channel, tenant, "d")
-    assert await stream.ended() == End("DEADLINE_EXCEEDED", "HELLO_TIMEOUT")
+async def test_a_hello_that_never_comes(module_database: Database, tenant: str) -> None:
+    async with running_gateway(module_database, hello_timeout=0.3) as hasty:
+        stream = RawStream(hasty.channel, tenant, "d")
+        assert await stream.ended() == End("DEADLINE_EXCEEDED", "HELLO_TIMEOUT")
 
 
 async def test_a_stream_that_ends_before_its_hello(gateway: RunningGateway, tenant: str) -> None:
@@ -164,14 +164,20 @@ async def test_a_message_over_the_transports_limit(
 
 
 @pytest.fixture
-async def impatient(module_database: Database) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(module_database, write_timeout=0.3, max_unconfirmed=100_000) as running:
+async def impatient(module_database: Database, patience_clock: PatienceClock) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(module_database, write_timeout=10.0, max_unconfirmed=100_000) as running:
         yield running
 
 
 @pytest.mark.parametrize("resumes", [True, False], ids=["reads at last", "vanishes"])
 async def test_a_client_that_does_not_read(
-    impatient: RunningGateway, module_database: Database, tenant: str, t0: int, resumes: bool, caplog: Any
+    impatient: RunningGateway,
+    module_database: Database,
+    patience_clock: PatienceClock,
+    tenant: str,
+    t0: int,
+    resumes: bool,
+    caplog: Any,
 ) -> None:
     caplog.set_level(logging.INFO, "gateway.stream")
     channel = new_channel(impatient.target)
@@ -186,8 +192,14 @@ async def test_a_client_that_does_not_read(
             data = ingest_pb2.DataMessage(sequence=sequence, readings=bad)
             await stream.call.write(ingest_pb2.StreamTelemetryRequest(data=data).SerializeToString())
 
-    flooding = asyncio.ensure_future(flood())
-    await until(lambda: "a client does not read its acks" in caplog.text)
+    def given_up() -> bool:
+        # In steps, each of which leaves the transport time to take what it can.
+        patience_clock.go_on(0.2)
+        return "a client does not read its acks" in caplog.text
+
+    flooding = asyncio.create_task(flood())
+    await until(given_up, "the gateway gives up", beside=flooding)
+    assert patience_clock.now_s >= 10.0
     # No more is taken from it, and others go on.
     received = impatient.metrics.value("atlasco_messages_received")
     other = RawStream(impatient.channel, tenant, "other")
