@@ -45,13 +45,14 @@ class RunningGateway:
 async def running_gateway(
     database: Database, *, warehouse: Warehouse | None = None, tracing: Tracing | None = None, **changes: Any
 ) -> AsyncIterator[RunningGateway]:
-    """`changes` are fields of GatewayConfig. The drain is short, for some tests leave their streams open."""
+    """`changes` are fields of GatewayConfig. A drain has all the time of a test: one cut short drops what it has."""
     settings: dict[str, Any] = {
         "dsn": database(user="test_ingest"),
         "query_dsn": database(user="test_query"),
         "listen": Address("127.0.0.1", free_port()),
         "register_tenants": True,
-        "drain_timeout": 1.0,
+        "hello_timeout": PATIENCE_S,
+        "drain_timeout": PATIENCE_S,
         "reconnect_delay": 0.05,
     }
     config = GatewayConfig(**{**settings, **changes})
@@ -71,8 +72,9 @@ async def running_gateway(
             raise AssertionError(f"the gateway ended at once: {task.result()}")
         yield RunningGateway(str(config.listen), config, metrics, admin, shutdown, task, channel)
     finally:
-        shutdown.request("end of test")
+        # First, for some tests leave their streams open, and the drain would wait for them.
         await channel.close()
+        shutdown.request("end of test")
         await asyncio.wait({task}, timeout=PATIENCE_S)
         metrics.close()
         # A gateway that crashed fails the test that noticed nothing else.

@@ -40,7 +40,7 @@ async def test_health(gateway: RunningGateway) -> None:
 
 
 async def test_health_says_when_the_gateway_is_leaving(module_database: Database, tenant: str) -> None:
-    async with running_gateway(module_database, drain_timeout=5.0) as leaving:
+    async with running_gateway(module_database) as leaving:
         stub: Any = health_pb2_grpc.HealthStub(leaving.channel)
         # A stream keeps the drain going while we look.
         stream = RawStream(leaving.channel, tenant, "d")
@@ -96,6 +96,8 @@ async def test_the_admin_port_counts(module_database: Database, tenant: str) -> 
         await stream.hello()
         await stream.send(1, readings(now_us(), doubles=[(D, 0, 1.0), (D, -1, 2.0), (99, 0, 3.0)]))
         await stream.acks_through(1)
+        # The client may have read the ack before the gateway knows that it was taken.
+        await until(lambda: gateway.metrics.distribution("atlasco_ack_latency_seconds").count == 1)
         status, body = await http(gateway, "/metrics")
         assert status == 200
         lines = dict(line.rsplit(" ", 1) for line in body.splitlines() if line and not line.startswith("#"))

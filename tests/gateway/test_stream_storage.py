@@ -325,10 +325,11 @@ async def test_more_rejections_than_one_ack_holds(gateway: RunningGateway, tenan
 async def test_a_stream_is_asked_to_leave(
     module_database: Database, tenant: str, t0: int, changes: dict[str, float], reason: int
 ) -> None:
-    async with running_gateway(module_database, drain_timeout=5.0, **changes) as gateway:
+    async with running_gateway(module_database, **changes) as gateway:
         stream = await opened(gateway, tenant)
         notice = (await stream.hear("reconnect_notice")).reconnect_notice
-        assert (notice.reason, notice.drain_ms, notice.max_delay_ms) == (reason, 5000, 50)
+        drain_ms = gateway.config.drain_timeout * 1000
+        assert (notice.reason, notice.drain_ms, notice.max_delay_ms) == (reason, drain_ms, 50)
         # What is still on its way counts.
         await stream.send(1, readings(t0, doubles=[(D, 0, 1.0)]))
         assert not await stream.acks_through(1)
