@@ -7,6 +7,17 @@ from atlasco.telemetry.v1 import change_pb2
 
 from tests.storage.conftest import Database
 
+# Of this database alone, and not of what the server does there by itself.
+_WAITING_WRITES = """
+SELECT count(*) FROM pg_locks
+ WHERE NOT granted AND mode = 'RowExclusiveLock' AND relation = 'outbox'::regclass
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+_WAITING_HELLOS = """
+SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+ WHERE NOT granted AND locktype = 'transactionid' AND datname = current_database()
+"""
+
 # (attribute, microseconds) -> (value, revision)
 History: TypeAlias = dict[tuple[str, int], tuple[Any, int]]
 
@@ -69,6 +80,16 @@ def changes(database: Database, tenant: str) -> list[tuple[str, str, int, Any, i
                         )
                     )
     return found
+
+
+def waiting_writes(database: Database) -> int:
+    """Transactions that wait for a lock on the outbox, to write to it."""
+    return int(rows(database, _WAITING_WRITES)[0][0])
+
+
+def waiting_hellos(database: Database) -> int:
+    """Transactions that wait for the end of another one, as a hello does for a write for its device."""
+    return int(rows(database, _WAITING_HELLOS)[0][0])
 
 
 def rows(database: Database, statement: Any, *parameters: Any) -> list[tuple[Any, ...]]:

@@ -8,7 +8,7 @@ from atlasco.telemetry.v1 import ingest_pb2
 
 from tests.gateway.raw_stream import D, I, RawStream, now_us, readings
 from tests.gateway.running_gateway import RunningGateway, new_channel, running_gateway
-from tests.gateway.stored import changes, history, rows, values
+from tests.gateway.stored import changes, history, rows, values, waiting_hellos, waiting_writes
 from tests.refusals import End
 from tests.storage.conftest import Database
 from tests.waiting import until
@@ -235,11 +235,10 @@ async def test_a_hello_waits_for_the_write_that_is_under_way_elsewhere(
             # Behind the fence and the history, before the outbox and the commit.
             lock.execute("LOCK TABLE outbox IN SHARE MODE")
             await stream.send(1, one(t0, 1.0))
-            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-            await until(lambda: rows(module_database, waiting) == [(1,)])
+            await until(lambda: waiting_writes(module_database) == 1)
             moved = RawStream(other.channel, tenant, "d", session=stream.session)
             await moved.say_hello()
-            await until(lambda: rows(module_database, waiting) == [(2,)])
+            await until(lambda: waiting_hellos(module_database) == 1)
             lock.rollback()
         # Message 5 of the story is committed before B knows the device: B says so, and it is not sent again.
         assert (await moved.hear("welcome")).welcome.committed_sequence == 1

@@ -21,7 +21,7 @@ from tests.gateway.raw_stream import (
     service,
 )
 from tests.gateway.running_gateway import RunningGateway, running_gateway
-from tests.gateway.stored import changes, history, latest, rows, values
+from tests.gateway.stored import changes, history, latest, rows, values, waiting_writes
 from tests.refusals import End, end_of
 from tests.storage.conftest import Database
 from tests.waiting import PATIENCE_S, until
@@ -191,8 +191,7 @@ async def test_a_full_gateway_says_when_to_come_again(module_database: Database,
             first = request({"a": readings(t0, doubles=[(D, i, 1.0) for i in range(40)])})
             second = request({"b": readings(t0, doubles=[(D, i, 1.0) for i in range(40)])})
             writing = asyncio.create_task(write(small, tenant, first))
-            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-            await until(lambda: rows(module_database, waiting) == [(1,)])
+            await until(lambda: waiting_writes(module_database) == 1, "the write waits", beside=writing)
             end = await refused(small, tenant, second)
             assert (end.code, end.reason, end.retry_after_s) == ("RESOURCE_EXHAUSTED", "OVERLOADED", 1.0)
             lock.rollback()
@@ -207,8 +206,7 @@ async def test_a_caller_that_gives_up_leaves_no_room_taken(module_database: Data
             lock.execute("LOCK TABLE outbox IN SHARE MODE")
             what = request({"a": readings(t0, doubles=[(D, i, 1.0) for i in range(40)])})
             writing = asyncio.create_task(write(small, tenant, what))
-            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-            await until(lambda: rows(module_database, waiting) == [(1,)])
+            await until(lambda: waiting_writes(module_database) == 1, "the write waits", beside=writing)
             writing.cancel()
             await asyncio.wait({writing})
             await until(lambda: small.metrics.values("atlasco_write_requests").get(("CANCELLED",)) == 1)
