@@ -4,7 +4,8 @@ import math
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import psycopg
@@ -22,7 +23,7 @@ from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.reads.tenants import TenantDirectory
 from tests.refusals import End, end_of, refused
 from tests.storage.reads_database import Known, known_database, register_attribute, register_entity, store
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 SERVICE = (("atlasco-tenant", "acme"), ("atlasco-service", "test"))
 DEVICE = (("atlasco-tenant", "acme"), ("atlasco-device", "device-1"))
@@ -375,14 +376,33 @@ async def until_waiting(connection: psycopg.Connection[Any], count: int) -> None
     await until(lambda: waiting(connection) == count, f"{count} statements wait for the lock")
 
 
-async def test_a_deadline_is_typed_and_ends_the_statement(known: Known, locked: psycopg.Connection[Any]) -> None:
-    # A long reserve: on a busy machine the client's own clock would else end the call, without a reason.
-    async with serve(known, QueryLimits(reserve_s=1.0)) as service:
-        refusal = await service.refusal(query_pb2.ListEntitiesRequest(), timeout=5.0)
+async def test_a_deadline_is_typed_and_ends_the_statement(
+    known: Known, locked: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeout_s = QueryServicer._timeout_s
+
+    def well_before(servicer: QueryServicer, context: Any) -> float:
+        """As if the client had to have its answer earlier than it has to."""
+        left_s = context.time_remaining() - PATIENCE_S
+        return timeout_s(servicer, cast("Any", SimpleNamespace(time_remaining=lambda: left_s)))
+
+    # Where the machine stands still at the end, the client's own clock would else end the call, without a reason.
+    monkeypatch.setattr(QueryServicer, "_timeout_s", well_before)
+    async with serve(known, QueryLimits()) as service:
+        refusal = await service.refusal(query_pb2.ListEntitiesRequest(), timeout=PATIENCE_S + 2.0)
         assert refusal[:2] == ("DEADLINE_EXCEEDED", "QUERY_DEADLINE")
         assert waiting(locked) == 0
         locked.rollback()
-        assert (await service.ask(query_pb2.ListEntitiesRequest())).entities
+        assert (await service.ask(query_pb2.ListEntitiesRequest(), timeout=2 * PATIENCE_S)).entities
+
+
+@pytest.mark.parametrize(("left_s", "given_s"), [(None, 30.0), (60.0, 30.0), (5.0, 4.0), (1.0, 0.8)])
+def test_a_query_ends_before_its_deadline(left_s: float | None, given_s: float) -> None:
+    nothing: Any = None
+    limits = QueryLimits(longest_s=30.0, reserve_s=1.0)
+    servicer = QueryServicer(nothing, nothing, nothing, MemoryMetrics(), limits=limits)
+    context: Any = SimpleNamespace(time_remaining=lambda: left_s)
+    assert servicer._timeout_s(context) == pytest.approx(given_s)
 
 
 async def test_a_caller_that_hangs_up_ends_the_statement(service: Service, locked: psycopg.Connection[Any]) -> None:

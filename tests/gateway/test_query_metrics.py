@@ -124,10 +124,17 @@ async def test_an_answer_counts_by_tier_and_source(observed: Observed, tenant: s
 async def test_an_exact_bound_counts_in_its_class(observed: Observed, replica: None, tenant: str) -> None:
     labels = {"method": "GetLatest", "tier": "report", "source": "replica"}
     before = observed.counted("atlasco_query_answers", **labels)
-    await latest(observed.gateway.channel, tenant, "d", max_staleness_us=20_000_000)
+
+    async def answers() -> bool:
+        answer = await latest(observed.gateway.channel, tenant, "d", max_staleness_us=20_000_000)
+        return bool(answer.provenance.source == query_pb2.Provenance.SOURCE_REPLICA)
+
+    # The primary steps in where the replica takes a moment too long.
+    await until(answers, "the replica answers")
     assert observed.counted("atlasco_query_answers", **labels) == before + 1
     ages = observed.gateway.metrics.distribution("atlasco_query_staleness_seconds", source="replica")
-    assert 0 < ages.maximum < 20
+    # Those of the answers of the fixture too, whose bound is 30 s.
+    assert 0 < ages.maximum < 30
 
 
 async def test_an_export_counts_each_page(observed: Observed, tenant: str) -> None:
@@ -263,10 +270,10 @@ async def test_a_source_that_is_away_shows_in_its_gauges(observed: Observed, rep
         await until(lambda: observed.counted("atlasco_source_available", source="replica-1") == 0)
         age_s = observed.counted("atlasco_source_staleness_seconds", source="replica-1")
         await until(lambda: observed.counted("atlasco_source_staleness_seconds", source="replica-1") > age_s)
-        assert observed.counted("atlasco_source_available", source="primary") == 1
+        await until(lambda: observed.counted("atlasco_source_available", source="primary") == 1)
     finally:
         observed.link.resume()
-    assert 0 < observed.counted("atlasco_clock_uncertainty_seconds") < 1
+    await until(lambda: 0 < observed.counted("atlasco_clock_uncertainty_seconds") < 1)
     assert observed.counted("atlasco_fallback_queries") == 0
     assert observed.counted("atlasco_fallback_queries_limit") == observed.gateway.config.max_fallback_queries
 
