@@ -10,8 +10,13 @@ from device.settings import ClientSettings
 from tests.device.reference_server import ReferenceServer
 from tests.waiting import PATIENCE_S
 
+# Quick to come back, slow to give up: a stream given up because the machine stood still would be one hello too many.
 QUICK = ClientSettings(
-    backoff_base_s=0.01, backoff_cap_s=0.05, welcome_timeout_s=5, ack_timeout_s=5, close_deadline_s=PATIENCE_S
+    backoff_base_s=0.01,
+    backoff_cap_s=0.05,
+    welcome_timeout_s=PATIENCE_S,
+    ack_timeout_s=PATIENCE_S,
+    close_deadline_s=PATIENCE_S,
 )
 
 ClientFactory = Callable[..., DeviceClient]

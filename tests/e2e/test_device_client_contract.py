@@ -57,7 +57,8 @@ def connect(server: RealGateway) -> Callable[..., DeviceClient]:
             server.target,
             device_id=device_id,
             identity=DevelopmentIdentity(tenant=server.tenant, device=device_id),
-            settings=replace(QUICK, **changes),
+            # A stream that is broken before its welcome ends only with the time for it.
+            settings=replace(QUICK, welcome_timeout_s=5, **changes),
             rng=random.Random(7),
             **arguments,
         )
