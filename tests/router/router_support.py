@@ -21,6 +21,7 @@ from embedded.replica import StreamingReplica
 from storage.warehouse.cancellation import Cancellation
 from storage.warehouse.port import Warehouse
 from storage.warehouse.reader import WarehouseReader
+from tests.waiting import PATIENCE_S, until
 
 DATABASE = "routed"
 ATTRIBUTE = "stamp"
@@ -51,6 +52,12 @@ class Pair:
     @property
     def replica_dsn(self) -> str:
         return self.replica.dsn(self.name, "test_query")
+
+    def catch_up(self) -> None:
+        self.replica.wait_caught_up(PATIENCE_S)
+
+    def pause_replay(self) -> None:
+        self.replica.pause_replay(PATIENCE_S)
 
 
 def prepared(server: EmbeddedPostgres, name: str = DATABASE) -> None:
@@ -104,12 +111,12 @@ async def write(
         ],
     )
     stub: Any = ingest_pb2_grpc.IngestServiceStub(channel)
-    answer = await stub.WriteBatch(request, metadata=metadata(tenant), timeout=10)
+    answer = await stub.WriteBatch(request, metadata=metadata(tenant), timeout=PATIENCE_S)
     assert not answer.rejections
     return bytes(answer.read_token)
 
 
-async def ask(channel: grpc.aio.Channel, tenant: str, request: Any, *, timeout_s: float = 10) -> Any:
+async def ask(channel: grpc.aio.Channel, tenant: str, request: Any, *, timeout_s: float = PATIENCE_S) -> Any:
     """The answer; the method follows from the request's type."""
     stub: Any = query_pb2_grpc.QueryServiceStub(channel)
     method = getattr(stub, type(request).__name__.removesuffix("Request"))
@@ -119,6 +126,18 @@ async def ask(channel: grpc.aio.Channel, tenant: str, request: Any, *, timeout_s
 async def latest(channel: grpc.aio.Channel, tenant: str, device: str, **freshness: Any) -> Any:
     request = query_pb2.GetLatestRequest(entity=device, freshness=query_pb2.Freshness(explain=True, **freshness))
     return await ask(channel, tenant, request)
+
+
+async def latest_of_replica(channel: grpc.aio.Channel, tenant: str, device: str, **freshness: Any) -> Any:
+    """The first answer that is the replica's: one that has not begun within a second is another source's."""
+    answers: list[Any] = []
+
+    async def answered() -> bool:
+        answers.append(await latest(channel, tenant, device, **freshness))
+        return bool(answers[-1].provenance.source == REPLICA)
+
+    await until(answered, "an answer of the replica")
+    return answers[-1]
 
 
 def value_of(answer: Any) -> int:
