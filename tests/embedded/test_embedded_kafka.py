@@ -231,7 +231,7 @@ def test_a_kept_port_that_is_taken_is_replaced(kafka):
     with socket.create_server((LOOPBACK, port)):
         kafka.start()
         assert kafka.port != port
-        assert serves(kafka.port)
+        assert serves(kafka.port, PATIENCE_S)
     topic = new_topic(kafka)
     produce(kafka, topic, [b"moved"])
     assert consume(kafka, topic, 1) == [b"moved"]

@@ -120,10 +120,9 @@ async def test_it_is_followed_to_its_end(
     waiting = asyncio.create_task(asyncio.to_thread(run, "delete", TENANT, DEVICE, "--yes", "--wait"))
 
     async def ordered() -> bool:
-        assert not waiting.done()
         return bool(await list_operations(admin_pool, fleet.tenant_id, limit=1))
 
-    await until(ordered, "the deletion is ordered")
+    await until(ordered, "the deletion is ordered", beside=waiting)
     async with asyncio.timeout(PATIENCE_S):
         await settle(worker)
         assert await waiting == 0

@@ -488,10 +488,11 @@ async def test_two_writers_of_one_key_take_different_revisions(site: Site) -> No
     batches = [site.batch(Sent("pump", [("d", T0, float(n))])) for n in range(1, 6)]
     async with await psycopg.AsyncConnection.connect(site.database()) as blocker:
         await blocker.execute("SELECT FROM entity_attributes_double WHERE tenant_id = %s FOR UPDATE", [site.tenant_id])
-        tasks = [asyncio.create_task(site.writer().write(batch)) for batch in batches]
-        await until(lambda: waiting(site, len(batches)))
-        await blocker.rollback()
-    await asyncio.gather(*tasks)
+        async with asyncio.TaskGroup() as writers:
+            for batch in batches:
+                writers.create_task(site.writer().write(batch))
+            await until(lambda: waiting(site, len(batches)), "all wait for the key")
+            await blocker.rollback()
     assert sorted(revision for _, _, revision in site.outbox()) == list(range(6))
     value, revision = site.history()["pump", "d", T0]
     assert revision == 5

@@ -105,9 +105,9 @@ async def test_a_hello_waits_for_the_write_that_is_under_way(site: Site) -> None
         return outcomes
 
     writing = asyncio.create_task(site.writer().write(batch, fence=fence))
-    await inside.wait()
+    await until(inside.is_set, "the write is under way", beside=writing)
     hello = asyncio.create_task(asyncio.to_thread(site.hello, "pump", session))
-    await until(lambda: lock_waiters(site))
+    await until(lambda: lock_waiters(site), "the hello waits", beside=hello)
     go_on.set()
     assert (await writing).outcomes == [Outcome.COMMITTED]
     assert await hello == (epoch + 1, 1)
@@ -183,7 +183,7 @@ async def test_a_commit_that_was_never_answered_is_written_once(site: Site) -> N
 
     with commits_that_hang(site.database):
         writing = asyncio.create_task(writer.write(batch))
-        await until(hanging)
+        await until(hanging, "the commit waits for its standby", beside=writing)
         for (pid,) in await hanging():
             site.execute("SELECT pg_terminate_backend(%s)", pid)
         with pytest.raises(StorageUnavailable):
@@ -307,12 +307,12 @@ async def test_latest_values_are_locked_in_one_order_also_for_corrections(site: 
     other = site.batch(Sent("pump", [("d-first", T0 + 5, 3.0), ("d-second", T0 + 5, 3.0)]))
     async with await psycopg.AsyncConnection.connect(site.database()) as blocker:
         await blocker.execute("SELECT FROM latest_values WHERE attribute_id = %s FOR UPDATE", [first.attribute_id])
-        tasks = [asyncio.create_task(site.writer().write(other))]
-        await until(lambda: lock_waiters(site))
-        tasks.append(asyncio.create_task(site.writer().write(one)))
-        await until(lambda: lock_waiters(site, 2))
-        await blocker.rollback()
-    await asyncio.gather(*tasks)
+        async with asyncio.TaskGroup() as writers:
+            writers.create_task(site.writer().write(other))
+            await until(lambda: lock_waiters(site), "one waits")
+            writers.create_task(site.writer().write(one))
+            await until(lambda: lock_waiters(site, 2), "both wait")
+            await blocker.rollback()
     assert site.latest() == {("pump", "d-first"): (T0 + 5, 3.0), ("pump", "d-second"): (T0 + 5, 3.0)}
 
 

@@ -9,6 +9,7 @@ import pytest
 from storage.errors import StorageUnavailable
 from storage.maintenance import MaintenanceOptions, MaintenanceReport, MaintenanceRunning, maintain
 from tests.storage.conftest import INGEST_LOGIN, Database
+from tests.waiting import PATIENCE_S
 
 TYPES = ("double", "bigint", "boolean", "text")
 VALUES = {"double": "1.5", "bigint": "2", "boolean": "true", "text": "'x'"}
@@ -452,7 +453,7 @@ async def test_writers_go_on_while_ranges_come_and_go(database: Database) -> Non
         async with await psycopg.AsyncConnection.connect(database(user=INGEST_LOGIN)) as connection:
             while not done.is_set() or written < 10:
                 async with connection.transaction(), connection.cursor() as cursor:
-                    await cursor.execute("SET LOCAL lock_timeout = '1s'")
+                    await cursor.execute(f"SET LOCAL lock_timeout = '{PATIENCE_S:g}s'".encode())
                     async with cursor.copy(
                         "COPY entity_attributes_double (tenant_id, attribute_id, entity_id, ts, value) FROM STDIN"
                     ) as copy:
@@ -462,7 +463,8 @@ async def test_writers_go_on_while_ranges_come_and_go(database: Database) -> Non
 
     async with asyncio.TaskGroup() as group:
         group.create_task(write())
-        report = await run(database)
+        # The writer may stand still in the middle of a transaction, and with it whoever waits for its end.
+        report = await run(database, MaintenanceOptions(lock_timeout_s=PATIENCE_S))
         done.set()
     assert report.tables_dropped >= 4
     assert report.tables_delayed == ()

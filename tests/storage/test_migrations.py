@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -229,14 +230,23 @@ async def test_a_projection_made_before_gets_the_indexes_of_one_made_now(empty_d
     assert len([name for name, definition, _ in now if definition]) == 2 + len(kinds)
 
 
-async def until_waiting(connection: psycopg.Connection, table: str, mode: str, count: int = 1) -> None:
+async def until_waiting(
+    connection: psycopg.Connection,
+    table: str,
+    mode: str,
+    count: int = 1,
+    *,
+    beside: "asyncio.Task[Any] | None" = None,
+) -> None:
     """Until that many wait for a lock of this mode on the table."""
     query = (
         "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = %s AND relation = to_regclass(%s) AND database = "
         "(SELECT oid FROM pg_database WHERE datname = current_database())"
     )
     await until(
-        lambda: connection.execute(query, [mode, table]).fetchone() == (count,), f"{count} wait for {mode} on {table}"
+        lambda: connection.execute(query, [mode, table]).fetchone() == (count,),
+        f"{count} wait for {mode} on {table}",
+        beside=beside,
     )
 
 
@@ -268,9 +278,9 @@ async def test_readers_go_on_after_a_migration_that_waits_for_them(
                 found[:] = owner.execute(query, ["AccessExclusiveLock"]).fetchall()
                 return bool(found)
 
-            await until(waits, "the migration waits for the reader")
+            await until(waits, "the migration waits for the reader", beside=migration)
             readers = [asyncio.create_task(asyncio.to_thread(read)) for _ in range(3)]
-            await until_waiting(owner, found[0][0], "AccessShareLock", len(readers))
+            await until_waiting(owner, found[0][0], "AccessShareLock", len(readers), beside=readers[0])
         await asyncio.gather(migration, *readers)
     assert (await schema_state(empty_database())).pending == ()
 
@@ -283,8 +293,8 @@ async def test_maintenance_goes_on_beside_a_migration_that_waits_for_it(empty_da
         owner.execute("SELECT ensure_history(tenant_id, now() - interval '3 days', now()) FROM tenants")
         maintenance.execute("UPDATE history_partitions SET retired_at = now() WHERE ts_to < now() - interval '1 day'")
         migration = asyncio.create_task(migrate(empty_database()))
-        await until_waiting(owner, "history_partitions", "ShareRowExclusiveLock")
-        maintenance.execute("SET LOCAL lock_timeout = '5s'")
+        await until_waiting(owner, "history_partitions", "ShareRowExclusiveLock", beside=migration)
+        maintenance.execute(f"SET LOCAL lock_timeout = '{PATIENCE_S:g}s'".encode())
         maintenance.execute(statements("maintenance.sql")["retire_ranges"])
         maintenance.execute("SELECT FROM tenants")
         maintenance.commit()

@@ -22,7 +22,7 @@ from storage.warehouse.port import (
     Warehouse,
 )
 from storage.warehouse.tables import tables_of
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_until
 from tests.warehouse_fixtures import HOUR_US, T0, Reading, change_set, doubles, expected, held, resolved
 
 # Redshift's driver makes its TLS context the old way.
@@ -387,6 +387,7 @@ def test_a_query_is_given_up_while_it_runs(warehouse: Warehouse) -> None:
     cancellation = Cancellation()
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(warehouse.query, ENDLESS, [0.25], cancellation=cancellation)
+        wait_until(lambda: cancellation._stop is not None or asked.done(), "the statement is begun")
         # Long enough for it to be in the statement, which would take hours.
         assert not wait([asked], 0.5).done
         cancellation.cancel()
