@@ -24,7 +24,9 @@ def main() -> None:
 
     warehouse: Warehouse = LocalWarehouse(Path(given["directory"]), given["dsn"], at=at)
     kafka = KafkaConfig(bootstrap_servers=given["bootstrap"], topic=given["topic"])
-    config = LoaderConfig(age_s=0.2, retry_s=0.5, session_s=2.0, group="atlasco-loader-" + given["topic"])
+    config = LoaderConfig(
+        age_s=0.2, retry_s=0.5, session_s=given["session_s"], group="atlasco-loader-" + given["topic"]
+    )
     follower = make_follower(config, kafka, given["dsn"], warehouse, NullMetrics(), at=at)
     signal.signal(signal.SIGTERM, lambda *_: follower.stop())
     follower.run()

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -29,6 +29,11 @@ from tests.waiting import PATIENCE_S, wait_until
 from tests.warehouse_fixtures import Record, TestDatabase
 
 LOADER_LOGIN = "test_loader"
+
+SESSION_S: Final = 30.0
+"""Longer than a busy machine stands still: who lost its partitions reads again, and counts again what comes again."""
+SHORT_SESSION_S: Final = 2.0
+"""Where loaders wait for the end of another one's, or for its next heartbeat."""
 
 _topics = itertools.count(1)
 
@@ -163,7 +168,7 @@ class Running:
     ) -> LoaderThread:
         """Start a loader with an adapter of its own."""
         target = warehouse or LocalWarehouse(directory, database.dsn, limits=LocalLimits(catalog_timeout_s=1.0), at=at)
-        defaults = {"age_s": 0.2, "retry_s": 0.5, "session_s": 2.0, "group": "atlasco-loader-" + log.topic}
+        defaults = {"age_s": 0.2, "retry_s": 0.5, "session_s": SESSION_S, "group": "atlasco-loader-" + log.topic}
         settings = LoaderConfig(**(defaults | config))
         metrics = MemoryMetrics()
         follower = make_follower(settings, log.settings, database.dsn, target, metrics, at=at)
@@ -182,13 +187,14 @@ class Running:
         return loader
 
     def process(self, log: Log, database: TestDatabase, directory: Path, kill_at: str = "") -> subprocess.Popen[str]:
-        """Start a loader as a process, which kills itself at a step."""
+        """Start a loader as a process, which kills itself at a step; the group soon notices its death."""
         arguments = {
             "bootstrap": log.kafka.bootstrap_servers,
             "topic": log.topic,
             "dsn": database.dsn,
             "directory": str(directory),
             "kill_at": kill_at,
+            "session_s": SHORT_SESSION_S,
         }
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.loader.loader_process", json.dumps(arguments)],

@@ -34,6 +34,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RELAY_LOGIN = "test_relay"
 LANES = 4
 PARTITIONS = 3
+LEASE_S = 30.0
+"""Costs nothing where relays are stopped, for they give their lanes up. Where one is killed, or cannot end its work,
+others wait for it: such a test has a lease of its own."""
 
 Change = tuple[str, int, int, str, int, int, Any, int]
 """Batch, tenant, bucket, device, attribute, time, value, revision."""
@@ -171,8 +174,9 @@ class Bench:
             poll_s=0.02,
             watermark_s=0.1,
             idle_watermark_s=0.2,
-            lease_s=3.0,
-            delivery_timeout_s=5.0,
+            # Longer than a busy machine stands still: who lost its lanes, or missed the broker's word, publishes again.
+            lease_s=LEASE_S,
+            delivery_timeout_s=30.0,
             retire_margin_s=0.0,
             retire_after="never",
             measure_interval_s=0.1,
@@ -236,14 +240,14 @@ class Bench:
                 logger=logging.getLogger("test.consumer"),
             )
         consumer, topic = self._consumer, self.kafka_config.topic
-        found = consumer.list_topics(topic, timeout=10).topics[topic]
+        found = consumer.list_topics(topic, timeout=PATIENCE_S).topics[topic]
         if found.error is not None:
             return
         if len(self.log.partitions) != len(found.partitions):
             self.log.partitions = {number: [] for number in found.partitions}
             consumer.assign([TopicPartition(topic, number, 0) for number in found.partitions])
         ends = {
-            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1]
+            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=PATIENCE_S)[1]
             for number in found.partitions
         }
         deadline = time.monotonic() + PATIENCE_S
@@ -281,7 +285,7 @@ class Bench:
             "KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
             "ATLASCO_CHANGES_TOPIC": self.kafka_config.topic,
             "ATLASCO_TOPIC_PARTITIONS": str(PARTITIONS),
-            "ATLASCO_RELAY_LEASE": "2s",
+            "ATLASCO_RELAY_LEASE": f"{LEASE_S:g}s",
             "ATLASCO_RELAY_POLL": "20ms",
             "ATLASCO_RELAY_WATERMARK": "100ms",
             "ATLASCO_RELAY_IDLE_WATERMARK": "200ms",
@@ -305,14 +309,16 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def running(relay: Relay) -> AsyncIterator[Relay]:
-    """A relay within this process; stopped gracefully at the end."""
+    """A relay within this process; stopped gracefully at the end. What ends it before ends the block."""
     shutdown = Shutdown()
-    task = asyncio.create_task(relay.run(shutdown))
-    try:
-        yield relay
-    finally:
-        shutdown.request("test")
-        await asyncio.wait_for(task, PATIENCE_S)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(relay.run(shutdown))
+        try:
+            yield relay
+        finally:
+            shutdown.request("test")
+            async with asyncio.timeout(PATIENCE_S):
+                await asyncio.wait({task})
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:

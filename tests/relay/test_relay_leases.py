@@ -44,11 +44,13 @@ async def test_members_get_equal_shares_and_give_up_what_is_too_much(pool: Pool)
 
 
 async def test_an_expired_lease_is_taken_over_with_a_larger_epoch(pool: Pool) -> None:
-    dead = Leases(pool, "test", 1, 0.2, "dead")
+    clock = ManualClock()
+    dead = Leases(pool, "test", 1, 0.2, "dead", clock=clock)
     heir = Leases(pool, "test", 1, 60.0, "heir")
     await dead.open()
     old = (await dead.renew()).held[0]
     assert dead.holds(old)
+    clock.now = 0.2
 
     async def taken() -> bool:
         return bool((await heir.renew()).held)
