@@ -46,6 +46,8 @@ ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 # How long the databases may take to answer at start, in seconds.
 _DATABASE_START_S = 30.0
+# Each lane has a connection: one that waits for it waits for the server, and devices are to be told so.
+_LANE_WAITS_S = 1.0
 # Between two looks at the outbox's partitions, which are made for three hours ahead.
 _OUTBOX_AHEAD_S = 1800.0
 
@@ -99,7 +101,7 @@ async def serve(
             registry_pool, register_tenants=config.register_tenants, clock=asyncio.get_running_loop().time
         )
         settings = await registry.settings()
-        write_pool = await _open(stack, metrics, config.dsn, Role.INGEST, "write", settings.lanes)
+        write_pool = await _open(stack, metrics, config.dsn, Role.INGEST, "write", settings.lanes, wait_s=_LANE_WAITS_S)
         unary_pool = await _open(stack, metrics, config.dsn, Role.INGEST, "unary", config.unary_connections)
         query_pool = await _open(
             stack, metrics, config.query_dsn or config.dsn, Role.QUERY, "query", config.query_connections
@@ -222,8 +224,10 @@ async def _check_schema(dsn: str) -> None:
         raise DependencyUnreachable(f"the database's schema is behind this program ({names}): run `atlasco migrate`")
 
 
-async def _open(stack: AsyncExitStack, metrics: Metrics, dsn: str, role: Role, name: str, size: int) -> Pool:
-    pool = make_pool(PoolSettings(dsn=dsn, role=role, name=name, max_size=size))
+async def _open(
+    stack: AsyncExitStack, metrics: Metrics, dsn: str, role: Role, name: str, size: int, *, wait_s: float = 30.0
+) -> Pool:
+    pool = make_pool(PoolSettings(dsn=dsn, role=role, name=name, max_size=size, timeout_s=wait_s))
     stack.push_async_callback(pool.close)
     try:
         await pool.open(wait=True, timeout=_DATABASE_START_S)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -20,16 +20,42 @@ from storage.errors import StorageUnavailable, translated
 Connection: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
 
 
-class Pool(AsyncConnectionPool[Connection]):
-    """A pool that a caller cannot be cancelled out of before his connection is back.
+RECONNECT_S: Final = 1.0
+"""How often a pool tries to connect to a server that is down. The driver's own way doubles its pauses, so that after a
+failover of a minute another one would pass before anybody looks."""
 
-    He gives it back under a lock, which others hold for a moment when many wait and give up. The connection of one who
-    is cancelled while he waits for that lock would be nobody's, and never be replaced: where clients come and go, a
-    crowded pool would lose one after the other until it has none.
+
+class Pool(AsyncConnectionPool[Connection]):
+    """Connections to one server for one purpose; whoever waits for one waits `timeout_s` seconds at most.
+
+    Not yet open: `await pool.open()` opens it, and the event loop must run by then.
     """
 
+    def __init__(
+        self, info: str, *, name: str, min_size: int = 1, max_size: int, timeout_s: float, autocommit: bool = False
+    ) -> None:
+        super().__init__(
+            info,
+            connection_class=psycopg.AsyncConnection[tuple[Any, ...]],
+            min_size=min_size,
+            max_size=max_size,
+            timeout=timeout_s,
+            name=f"atlasco-{name}",
+            open=False,
+            # Statements are few and repeat for ever: prepare at once.
+            kwargs={"prepare_threshold": 0, "autocommit": autocommit},
+            check=_check_idle,
+            reconnect_timeout=RECONNECT_S,
+            reconnect_failed=_connect_anew,
+        )
+
     async def putconn(self, conn: Connection) -> None:
-        """See AsyncConnectionPool."""
+        """As the driver does it, but a caller who is cancelled meanwhile has given the connection back all the same.
+
+        He does so under a lock, which is held for some turns of the loop where many wait and give up. His connection
+        would be nobody's, and never be replaced: where clients come and go, a crowded pool would lose one after the
+        other until it has none.
+        """
         await carried_out(super().putconn(conn))
 
 
@@ -80,22 +106,20 @@ def connection_info(dsn: str, role: Role, *, statement_timeout_s: float = 0.0) -
         keepalives_idle=30,
         keepalives_interval=10,
         keepalives_count=3,
+        # Nor one that vanished with something on its way to it, for a quarter of an hour. In milliseconds.
+        tcp_user_timeout=60_000,
         connect_timeout=10,
     )
 
 
 def make_pool(settings: PoolSettings) -> Pool:
-    """A pool, not yet open: `await pool.open()` opens it, and the event loop must run by then."""
+    """A pool with a role's settings, not yet open."""
     return Pool(
         connection_info(settings.dsn, settings.role, statement_timeout_s=settings.statement_timeout_s),
+        name=settings.name or settings.role,
         min_size=settings.min_size,
         max_size=settings.max_size,
-        timeout=settings.timeout_s,
-        name=f"atlasco-{settings.name or settings.role}",
-        open=False,
-        # Statements are few and repeat for ever: prepare at once.
-        kwargs={"prepare_threshold": 0},
-        check=check_idle,
+        timeout_s=settings.timeout_s,
     )
 
 
@@ -153,8 +177,15 @@ async def carried_out(work: Coroutine[Any, Any, None]) -> None:
         raise cancelled
 
 
-async def check_idle(connection: Connection) -> None:
-    """Raise OperationalError when a connection that lay in the pool is no good any more; for `check` of a pool.
+async def _connect_anew(pool: AsyncConnectionPool[Any]) -> None:
+    """Begin again to connect, where there is no connection; where there is one, the pool grows as it is used."""
+    if not pool.get_stats()["pool_available"]:
+        # Looks at no connection then, and makes the pool grow.
+        await pool.check()
+
+
+async def _check_idle(connection: Connection) -> None:
+    """Raise OperationalError when a connection that lay in the pool is no good any more.
 
     Without a word to the server, as it is asked before every use. A server that hangs would not answer, and nothing
     bounds how long a pool waits here.

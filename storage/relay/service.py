@@ -7,14 +7,12 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from runtime.metrics import Metrics
 from runtime.process import DependencyUnreachable, Shutdown
-from storage.database import Pool, Role, check_idle, connection_info
+from storage.database import Pool, Role, connection_info
 from storage.errors import StorageDefect, StorageError, StorageUnavailable, translated
 from storage.kafka import KafkaConfig
 from storage.leases import Lease, Leases
@@ -69,16 +67,11 @@ def relay_pool(dsn: str) -> Pool:
     options = conninfo_to_dict(info)["options"]
     return Pool(
         make_conninfo(info, application_name="atlasco-relay", options=f"{options} {_PLANS}"),
-        connection_class=psycopg.AsyncConnection[tuple[Any, ...]],
-        min_size=1,
+        name="relay",
         # Lanes read and write in short turns; more connections would not make them faster.
         max_size=8,
-        timeout=10.0,
-        name="atlasco-relay",
-        open=False,
-        # Statements are few and repeat for ever: prepare at once.
-        kwargs={"prepare_threshold": 0, "autocommit": True},
-        check=check_idle,
+        timeout_s=10.0,
+        autocommit=True,
     )
 
 

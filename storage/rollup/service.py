@@ -6,14 +6,13 @@ import os
 import socket
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from runtime.metrics import Metrics
 from runtime.process import DependencyUnreachable, Shutdown
-from storage.database import Pool, Role, check_idle, connection_info
+from storage.database import Pool, Role, connection_info
 from storage.errors import StorageError, StorageUnavailable, translated
 from storage.leases import Lease, Leases
 from storage.rollup.config import RollupConfig
@@ -42,14 +41,10 @@ def rollup_pool(dsn: str) -> Pool:
         make_conninfo(
             info, application_name="atlasco-rollup", options=f"{options} -c synchronous_commit=off -c jit=off"
         ),
-        connection_class=psycopg.AsyncConnection[tuple[Any, ...]],
-        min_size=1,
+        name="rollup",
         max_size=3,
-        timeout=10.0,
-        name="atlasco-rollup",
-        open=False,
-        kwargs={"prepare_threshold": 0, "autocommit": True},
-        check=check_idle,
+        timeout_s=10.0,
+        autocommit=True,
     )
 
 

@@ -13,7 +13,7 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from storage.database import Role, connection_info
+from storage.database import RECONNECT_S, Role, connection_info
 from storage.errors import StorageUnavailable, translated
 from storage.warehouse.batch import BatchKey
 from storage.warehouse.port import (
@@ -70,6 +70,8 @@ class Catalog:
             name="atlasco-warehouse",
             open=False,
             check=ConnectionPool.check_connection,
+            reconnect_timeout=RECONNECT_S,
+            reconnect_failed=ConnectionPool.check,
             kwargs={"autocommit": True},
         )
         self._timeout_s = timeout_s

@@ -15,6 +15,8 @@ class FaultyLink:
         self._is_cut = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
+        # Connections that were closed at once.
+        self.refused = 0
 
     def stall(self) -> None:
         """Carry nothing until `resume`; connections stay open, and new ones are taken."""
@@ -33,6 +35,7 @@ class FaultyLink:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._is_cut:
+            self.refused += 1
             writer.close()
             return
         task = asyncio.current_task()

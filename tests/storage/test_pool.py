@@ -1,17 +1,22 @@
 """A pool stays whole, whoever gives up and when."""
 
 import asyncio
+import os
 import random
 import select
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from storage.database import Pool, PoolSettings, Role, carried_out, make_pool
 from storage.relay.service import relay_pool
 from storage.rollup.service import rollup_pool
+from tests.gateway.faulty_link import FaultyLink
 from tests.storage.conftest import QUERY_LOGIN, Database
 from tests.waiting import PATIENCE_S, until
 
@@ -23,6 +28,11 @@ async def pool(module_database: Database) -> AsyncIterator[Pool]:
     settings = PoolSettings(module_database(user=QUERY_LOGIN), Role.QUERY, max_size=SIZE, timeout_s=PATIENCE_S)
     async with make_pool(settings) as opened:
         yield opened
+
+
+async def selected(pool: Pool) -> Any:
+    async with pool.connection() as connection:
+        return await (await connection.execute("SELECT 1")).fetchone()
 
 
 async def assert_whole(pool: Pool) -> None:
@@ -98,6 +108,30 @@ async def test_a_connection_that_the_server_has_ended_is_not_given_out(
         async with pool.connection(timeout=PATIENCE_S) as connection:
             assert connection.info.backend_pid != backend
             await connection.execute("SELECT 1")
+
+
+async def test_a_pool_looks_again_and_again_whether_the_server_is_back(module_database: Database) -> None:
+    """With pauses that double, a minute would be over after six tries, and any failover before that."""
+    given = psycopg.conninfo.conninfo_to_dict(module_database())
+    async with FaultyLink.to(str(given["host"]), int(str(given["port"]))) as link:
+        dsn = make_conninfo(module_database(), host="127.0.0.1", port=link.port, sslmode="disable")
+        link.cut()
+        async with make_pool(PoolSettings(dsn, Role.INGEST, max_size=1, timeout_s=PATIENCE_S)) as pool:
+            waiting = asyncio.create_task(selected(pool))
+            # Nobody else asks meanwhile, and nobody asks again.
+            await until(lambda: link.refused >= 8, "the eighth try", beside=waiting)
+            link.resume()
+            assert await waiting == (1,)
+
+
+async def test_a_peer_that_vanishes_is_noticed(module_database: Database) -> None:
+    async with (
+        make_pool(PoolSettings(module_database(), Role.INGEST)) as pool,
+        pool.connection() as connection,
+    ):
+        with socket.socket(fileno=os.dup(connection.fileno())) as peer:
+            assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
 
 
 async def test_what_is_carried_out_ends_before_the_caller_is_cancelled() -> None:
