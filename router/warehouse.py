@@ -81,8 +81,12 @@ class WarehouseSource:
             self._known = None
             self.breaker.problem = str(error)
         except StorageError as error:
-            # Missing privileges as well: whatever is wrong with the warehouse must not stop the gateway.
+            # Missing privileges as well.
             self.breaker.failed(str(error), probe=True)
+        except Exception as error:
+            # Whatever is wrong with the warehouse, or with our reading of it, must not stop the gateway.
+            log.exception("the warehouse could not be measured")
+            self.breaker.failed(f"{type(error).__name__}: {error}", probe=True)
         else:
             self.breaker.answered(probe=True)
 

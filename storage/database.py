@@ -49,6 +49,20 @@ class Pool(AsyncConnectionPool[Connection]):
             reconnect_failed=_connect_anew,
         )
 
+    async def getconn(self, timeout: float | None = None) -> Connection:  # noqa: ASYNC109 - the driver's
+        """As the driver does it, but who is cancelled gets no connection.
+
+        Python's wait_for(), up to 3.11, returns what arrives together with a cancellation and forgets the latter: work
+        that is to end would go on, and a process wait for it for ever.
+        """
+        task = asyncio.current_task()
+        before = 0 if task is None else task.cancelling()
+        connection = await super().getconn(timeout)
+        if task is not None and task.cancelling() > before:
+            await self.putconn(connection)
+            raise asyncio.CancelledError
+        return connection
+
     async def putconn(self, conn: Connection) -> None:
         """As the driver does it, but a caller who is cancelled meanwhile has given the connection back all the same.
 

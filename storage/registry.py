@@ -1,5 +1,6 @@
 """Tenants, devices, attributes, dictionaries and streams: found, or registered on first sight."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,8 @@ class Registry:
         self._clock = clock
         self._known: dict[str, _Known] = {}
         self._attributes: dict[int, Attribute] = {}
+        # Under way, by name: a fleet that comes back reads a large tenant once.
+        self._readings: dict[str, asyncio.Task[Tenant | None]] = {}
 
     async def settings(self) -> FixedSettings:
         """The numbers that writers must agree on."""
@@ -94,9 +97,25 @@ class Registry:
     async def tenant(self, name: str) -> Tenant | None:
         """A tenant; None when it is unknown and this gateway does not register tenants on first sight."""
         known = self._known.get(name)
-        now = self._clock()
-        if known is not None and now - known.read_at < _TENANT_S:
+        if known is not None and self._clock() - known.read_at < _TENANT_S:
             return known.tenant
+        reading = self._readings.get(name)
+        if reading is None:
+            # A task of its own: who began it may be gone before those who share it.
+            reading = asyncio.create_task(self._read_tenant(name), name="tenant")
+            self._readings[name] = reading
+            reading.add_done_callback(lambda ended: self._was_read(name, ended))
+        return await asyncio.shield(reading)
+
+    def _was_read(self, name: str, reading: "asyncio.Task[Tenant | None]") -> None:
+        del self._readings[name]
+        if not reading.cancelled():
+            # Retrieved, or asyncio logs that it never was when nobody waits any more.
+            reading.exception()
+
+    async def _read_tenant(self, name: str) -> Tenant | None:
+        known = self._known.get(name)
+        now = self._clock()
         row = await self._row("find_tenant", {"name": name})
         if row is None and self._register_tenants:
             await self._row("register_tenant", {"name": name})

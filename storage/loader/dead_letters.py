@@ -4,10 +4,11 @@ It lives beside the topic it belongs to and keeps its records for ever: they are
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Final
+from time import monotonic
+from typing import Any, Final, TypeAlias
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -23,6 +24,10 @@ REASON: Final = "dead-letter-reason"
 TOPIC_ID: Final = "dead-letter-topic-id"
 PARTITION: Final = "dead-letter-partition"
 OFFSET: Final = "dead-letter-offset"
+
+_ROOM_S: Final = 0.1
+
+_Delivered: TypeAlias = Callable[[KafkaError | None, Message], None]
 
 
 def dead_letter_topic(topic: str) -> str:
@@ -89,14 +94,28 @@ class DeadLetterWriter:
                 (PARTITION, b"%d" % record.partition),
                 (OFFSET, b"%d" % record.offset),
             ]
-            try:
-                self._producer.produce(self._topic, record.value, record.key, headers=headers, on_delivery=delivered)
-            except KafkaException as error:
-                raise translate(error.args[0]) from error
+            self._produce(record, headers, delivered, timeout_s)
         if self._producer.flush(timeout_s):
             raise BrokerUnavailable("dead letters were not confirmed in time")
         if failures:
             raise translate(failures[0])
+
+    def _produce(
+        self, record: UndecodableRecord, headers: list[tuple[str, Any]], delivered: _Delivered, timeout_s: float
+    ) -> None:
+        gives_up = monotonic() + timeout_s
+        while True:
+            try:
+                self._producer.produce(self._topic, record.value, record.key, headers=headers, on_delivery=delivered)
+            except KafkaException as error:
+                raise translate(error.args[0]) from error
+            except BufferError:
+                # The producer's queue is full, and nothing but asking for what was delivered makes room in it.
+                if monotonic() >= gives_up:
+                    raise BrokerUnavailable("dead letters were not confirmed in time") from None
+                self._producer.poll(_ROOM_S)
+            else:
+                return
 
     def _make_topic(self, timeout_s: float) -> None:
         topic = NewTopic(self._topic, num_partitions=1, replication_factor=-1, config={"retention.ms": "-1"})

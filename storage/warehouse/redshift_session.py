@@ -6,10 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import redshift_connector
+from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 from redshift_connector.core import Connection
 from redshift_connector.cursor import Cursor
 from redshift_connector.error import Error, InterfaceError, OperationalError
@@ -34,6 +36,8 @@ _CONNECT_S = 30
 _QUICK_S = 30
 # Attempts to cancel a statement before its session is ended.
 _CANCELS = 10
+# A server that has not even been asked to cancel within this time, in seconds, does not answer.
+_SILENT_S = 10.0
 # Relations of ours that releases before this one did not make.
 _NEW_RELATIONS = re.compile(rf"\b({'|'.join(resolved_relation(value_type) for value_type in ValueType)})\b")
 
@@ -117,6 +121,9 @@ def translated(*, query: bool = False) -> Iterator[None]:
     except OSError as error:
         # The driver lets the socket's own errors through.
         raise StorageUnavailable(f"the connection to Redshift failed: {error}") from error
+    except (BotoCoreError, ClientError) as error:
+        # And those of a login by IAM.
+        raise StorageUnavailable(f"AWS gives no login to Redshift: {error}") from error
 
 
 def translate(error: Error, *, query: bool = False) -> StorageError:
@@ -208,7 +215,11 @@ class RedshiftSessions:
         ((process,),) = cursor.fetchall()
         _wait_at_most(connection, None)
 
+        first_s: float | None = None
+
         def stop(attempt: int, act: Act) -> None:
+            nonlocal first_s
+            first_s = monotonic() if first_s is None else first_s
             ask = SQL["cancel" if attempt < _CANCELS else "terminate"]
             asked = False
             # What is wrong with one attempt the next one settles, or the end of the statement itself: whatever it is,
@@ -216,7 +227,9 @@ class RedshiftSessions:
             with suppress(Exception), self.transaction(quick=True) as other:
                 act(lambda: other.execute(ask, [process]))
                 asked = True
-            if attempt >= (2 * _CANCELS if asked else _CANCELS):
+            # A server that hangs takes an attempt's connection and says nothing: few attempts last long then.
+            silent = not asked and (attempt >= _CANCELS or monotonic() - first_s >= _SILENT_S)
+            if silent or attempt >= 2 * _CANCELS:
                 with suppress(OSError):
                     act(lambda: connection._usock.shutdown(socket.SHUT_RDWR))
 

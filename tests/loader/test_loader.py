@@ -8,11 +8,16 @@ from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from embedded.kafka import EmbeddedKafka
+from embedded.ports import free_port
 from embedded.postgres import EmbeddedPostgres
 from runtime.metric_definitions import MetricName
 from runtime.metrics import MemoryMetrics
+from storage.kafka import BrokerUnavailable
+from storage.loader.dead_letters import DeadLetterWriter, UndecodableRecord, dead_letter_topic
 from storage.loader.process import log_end_of, redrive_dead_letters
 from storage.loader.rebuild import rebuild_warehouse
 from storage.warehouse.local import LocalWarehouse
@@ -324,6 +329,34 @@ def test_dead_letter_and_redrive(
     assert held(warehouse) == expected(good, lost, more)
     assert warehouse.completeness().incomplete == ()
     assert redrive_dead_letters(log.settings, warehouse).loaded == 0
+
+
+def letters_of(log: Log, servers: str) -> DeadLetterWriter:
+    """A writer whose producer holds ten records."""
+    producer = Producer({"bootstrap.servers": servers, "queue.buffering.max.messages": 10})
+    return DeadLetterWriter(producer, AdminClient({"bootstrap.servers": log.kafka.bootstrap_servers}), log.topic)
+
+
+def riddles(count: int) -> list[UndecodableRecord]:
+    return [UndecodableRecord(0, offset, None, b"?", (), "a riddle") for offset in range(count)]
+
+
+def test_more_dead_letters_than_the_producer_holds(log: Log) -> None:
+    letters_of(log, log.kafka.bootstrap_servers).write("topic", riddles(200), PATIENCE_S)
+    consumer = Consumer({"bootstrap.servers": log.kafka.bootstrap_servers, "group.id": "counting"})
+    try:
+        ends = consumer.get_watermark_offsets(TopicPartition(dead_letter_topic(log.topic), 0), timeout=PATIENCE_S)
+    finally:
+        consumer.close()
+    assert ends == (0, 200)
+
+
+def test_more_dead_letters_than_the_producer_holds_and_no_broker(log: Log) -> None:
+    letters = letters_of(log, f"127.0.0.1:{free_port()}")
+    # Beforehand, or making it might take all the time.
+    letters._make_topic(PATIENCE_S)
+    with pytest.raises(BrokerUnavailable):
+        letters.write("topic", riddles(20), 0.3)
 
 
 def test_a_gap_at_the_log_start_halts_until_the_rebuild(

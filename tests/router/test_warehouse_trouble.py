@@ -97,6 +97,37 @@ class Hanging(LocalWarehouse):
         return super().completeness(scope)
 
 
+class Broken(LocalWarehouse):
+    """It fails in a way that nobody thought of, until it is mended."""
+
+    mended = False
+
+    def completeness(self, scope: Scope = EVERYTHING) -> Completeness:
+        if not self.mended:
+            raise RuntimeError("a surprise")
+        return super().completeness(scope)
+
+
+async def test_whatever_is_wrong_with_a_warehouse_it_is_left_alone_and_measured_again(
+    platform: Platform, tmp_path: Path
+) -> None:
+    broken = Broken(tmp_path, platform.server.dsn(DATABASE))
+    source = WarehouseSource(broken)
+    for _ in range(FAILURES):
+        await source.measure()
+    assert not source.standing.available
+    assert source.standing.reason == "RuntimeError: a surprise"
+    broken.mended = True
+
+    async def available() -> bool:
+        await source.measure()
+        return source.standing.available
+
+    await until(available, "it is back")
+    source.close()
+    broken.close()
+
+
 async def test_a_warehouse_that_hangs_is_left_alone_until_it_answers(
     platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from psycopg_pool import AsyncConnectionPool
 
 from storage.database import Pool, PoolSettings, Role, carried_out, make_pool
 from storage.relay.service import relay_pool
@@ -62,6 +63,28 @@ async def test_a_caller_who_is_cancelled_while_he_gives_a_connection_back_has_gi
             await asyncio.sleep(0)
         await asyncio.wait({using})
         assert using.cancelled()
+    await assert_whole(pool)
+
+
+async def test_who_is_cancelled_as_a_connection_arrives_gets_none(pool: Pool) -> None:
+    went_on = False
+
+    async def use() -> None:
+        nonlocal went_on
+        async with pool.connection():
+            went_on = True
+
+    held = [await pool.getconn() for _ in range(SIZE)]
+    waiting = asyncio.create_task(use())
+    await until(lambda: pool.get_stats()["requests_waiting"], "it waits")
+    # Both before the loop has another turn.
+    await AsyncConnectionPool.putconn(pool, held.pop())
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert waiting.cancelled()
+    assert not went_on
+    for connection in held:
+        await pool.putconn(connection)
     await assert_whole(pool)
 
 

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from atlasco.telemetry.v1 import ingest_pb2
 
-from storage.errors import StorageDefect
+from storage.errors import StorageDefect, StorageUnavailable
 from storage.model import Reason, RejectedReading, ValueType
 from storage.registry import AttributeWanted, Registry, Tenant
 from tests.storage.conftest import Database
@@ -53,6 +54,45 @@ async def test_the_fixed_settings(site: Site, database: Database) -> None:
 
 
 # -- tenants
+
+
+async def test_a_fleet_that_comes_back_reads_its_tenant_once(site: Site) -> None:
+    await (first := registry_of(site)).attributes(await known(first, site.tenant), wanted("a"))
+    registry = registry_of(site)
+    read: list[str] = []
+    rows = registry._rows
+
+    async def counted(statement: str, parameters: Any) -> Any:
+        read.append(statement)
+        return await rows(statement, parameters)
+
+    registry._rows = counted  # type: ignore[method-assign,assignment]
+    hellos = [asyncio.create_task(registry.tenant(site.tenant)) for _ in range(50)]
+    await asyncio.sleep(0)
+    # Who began it is gone before it ends.
+    hellos[0].cancel()
+    found = await asyncio.gather(*hellos[1:])
+    assert {tenant.name for tenant in found if tenant is not None} == {site.tenant}
+    assert hellos[0].cancelled()
+    assert read == ["attributes"]
+
+
+async def test_a_reading_of_a_tenant_that_fails_fails_for_all_and_is_forgotten(site: Site) -> None:
+    registry = registry_of(site)
+    row, failures = registry._row, 1
+
+    async def failing(statement: str, parameters: Any) -> Any:
+        nonlocal failures
+        await asyncio.sleep(0)
+        if failures:
+            failures -= 1
+            raise StorageUnavailable("it is down")
+        return await row(statement, parameters)
+
+    registry._row = failing  # type: ignore[method-assign,assignment]
+    found = await asyncio.gather(*(registry.tenant(site.tenant) for _ in range(3)), return_exceptions=True)
+    assert [type(error) for error in found] == [StorageUnavailable] * 3
+    assert (await known(registry, site.tenant)).name == site.tenant
 
 
 async def test_an_unknown_tenant_is_registered_only_where_allowed(site: Site) -> None:

@@ -78,6 +78,9 @@ class RedshiftStandIn:
         # Set: the next commit is carried out and its answer withheld; the connection is cut instead.
         self.after_next_commit = False
         self.copies: list[str] = []
+        # Cleared: new connections are taken, and nothing is said on them.
+        self.speaks = threading.Event()
+        self.speaks.set()
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
 
@@ -94,6 +97,7 @@ class RedshiftStandIn:
         # A plain close would leave accept waiting.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.speaks.set()
         self.cut()
         for thread in self._threads:
             thread.join(PATIENCE_S)
@@ -120,6 +124,7 @@ class RedshiftStandIn:
         self._sockets.add(client)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
+            self.speaks.wait()
             _Session(self, client, self._dsn, self._tls).run()
         except (OSError, EOFError, psycopg.Error):
             pass

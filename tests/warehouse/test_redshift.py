@@ -2,22 +2,27 @@
 
 import gc
 import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import boto3
 import psycopg
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
 from storage.errors import StorageUnavailable
 from storage.model import ValueType
 from storage.verify.readings import WarehouseStore
+from storage.warehouse.cancellation import Cancellation
 from storage.warehouse.port import DeadLetter, QueryRefused, Unit, WarehouseMissing
 from storage.warehouse.redshift import RedshiftWarehouse
 from storage.warehouse.redshift_session import RedshiftLogin
 from storage.warehouse.staging import Staging
 from storage.warehouse.steps import Step
+from tests.waiting import PATIENCE_S
 from tests.warehouse.redshift_stand_in import CopyFailed, RedshiftStandIn
 from tests.warehouse_fixtures import TestDatabase, change_set, doubles, expected, held
 
@@ -94,6 +99,62 @@ def test_a_connection_cut_during_the_load_is_tried_again(
     stand_in.on_copy = on_copy
     assert opened().load([UNIT])[0].loaded
     assert held(redshift) == CONTENT
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoCredentialsError(),
+        EndpointConnectionError(endpoint_url="https://redshift"),
+        ClientError({"Error": {"Code": "ExpiredToken", "Message": "it has expired"}}, "GetClusterCredentials"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_login_by_iam_that_fails_is_an_outage(
+    redshift: RedshiftWarehouse, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The driver lets AWS's own errors through."""
+
+    def connect(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("redshift_connector.connect", connect)
+    warehouse = RedshiftWarehouse(RedshiftLogin("h", 1, "d", "u", cluster="c"), Staging("staging", "tests"))
+    try:
+        with pytest.raises(StorageUnavailable, match="AWS gives no login"):
+            warehouse.completeness()
+    finally:
+        warehouse.close()
+
+
+def test_a_question_to_a_server_that_says_nothing_is_cut(
+    redshift: RedshiftWarehouse, opened: Opened, stand_in: RedshiftStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert opened().load([UNIT])[0].loaded
+    asking, cancellation = opened(), Cancellation()
+    began, goes_on = threading.Event(), threading.Event()
+
+    def on_statement(text: str) -> None:
+        if "pg_sleep" in text:
+            began.set()
+            goes_on.wait(PATIENCE_S)
+
+    stand_in.on_statement = on_statement
+    # So that neither attempts, nor the driver's patience with each, come into it.
+    monkeypatch.setattr("storage.warehouse.redshift_session._CANCELS", 1_000_000)
+    monkeypatch.setattr("storage.warehouse.redshift_session._CONNECT_S", 1)
+    monkeypatch.setattr("storage.warehouse.redshift_session._SILENT_S", 0.5)
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(asking.query, "SELECT pg_sleep(0)", cancellation=cancellation)
+        try:
+            assert began.wait(PATIENCE_S)
+            stand_in.speaks.clear()
+            cancellation.cancel()
+            with pytest.raises(StorageUnavailable, match="socket closed"):
+                asked.result(PATIENCE_S)
+        finally:
+            stand_in.speaks.set()
+            goes_on.set()
 
 
 def test_a_connection_cut_after_the_commit_is_settled_by_the_state(
