@@ -110,6 +110,8 @@ class Stream:
         self._clock = clock
         self._abandoned = ""
         self._lose_next_message = False
+        # While it is being opened: what ends that.
+        self._opening: asyncio.Timeout | None = None
         # Requests are bytes already: a message is encoded once, however often it is sent.
         method: Method = channel.stream_stream(METHOD, None, ingest_pb2.StreamTelemetryResponse.FromString)
         self._call = method(metadata=metadata)
@@ -118,6 +120,9 @@ class Stream:
         """Cancel the RPC."""
         self._abandoned = self._abandoned or why
         self._call.cancel()
+        if self._opening is not None and not self._opening.expired():
+            # gRPC's write waits on, for a call that was cancelled before it was under way.
+            self._opening.reschedule(asyncio.get_running_loop().time())
 
     def lose_next_message(self) -> None:
         """Cancel the RPC instead of writing the next data message."""
@@ -143,7 +148,7 @@ class Stream:
         except grpc.aio.AioRpcError as error:
             return StreamEnd(error=error_from_rpc(error))
         except TimeoutError:
-            return StreamEnd(abandoned=f"no Welcome within {welcome_timeout_s:g} s")
+            return StreamEnd(abandoned=self._abandoned or f"no Welcome within {welcome_timeout_s:g} s")
         except asyncio.CancelledError:
             # grpc.aio reports an RPC that was cancelled here as a cancellation of whoever reads from it.
             if not self._abandoned or _being_cancelled():
@@ -159,9 +164,12 @@ class Stream:
 
     async def _open(self, hello: ingest_pb2.Hello, aliases: int, timeout_s: float) -> StreamEnd | None:
         """Returns None when the stream is open, else why it is given up."""
-        async with asyncio.timeout(timeout_s):
-            await self._call.write(ingest_pb2.StreamTelemetryRequest(hello=hello).SerializeToString())
-            response = await self._read_one()
+        try:
+            async with asyncio.timeout(timeout_s) as self._opening:
+                await self._call.write(ingest_pb2.StreamTelemetryRequest(hello=hello).SerializeToString())
+                response = await self._read_one()
+        finally:
+            self._opening = None
         if response is None or response.WhichOneof("message") != "welcome":
             return StreamEnd(abandoned="the server did not answer Hello with Welcome")
         welcome = response.welcome

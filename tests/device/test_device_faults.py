@@ -162,6 +162,19 @@ async def test_a_clean_end_is_not_an_ack(server, connect):
     assert len(server.device("device-1").readings) == 3
 
 
+async def test_a_stream_that_breaks_before_it_is_open_is_given_up_at_once(server, connect):
+    async with connect() as client:
+        while client._stream is None:  # noqa: ASYNC110 - its very first moment
+            await asyncio.sleep(0)
+        for _ in range(3):
+            client.disconnect()
+            await asyncio.sleep(0)
+        await send_numbers(client, 0, 1)
+        # Well before the client's patience with a silent server ends.
+        await client.flush(PATIENCE_S / 2)
+    assert len(server.device("device-1").readings) == 1
+
+
 async def test_an_unanswered_hello_is_given_up(server, connect):
     server.faults.silent = True
     async with connect(settings={"welcome_timeout_s": 0.3}) as client:

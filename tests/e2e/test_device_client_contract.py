@@ -57,8 +57,7 @@ def connect(server: RealGateway) -> Callable[..., DeviceClient]:
             server.target,
             device_id=device_id,
             identity=DevelopmentIdentity(tenant=server.tenant, device=device_id),
-            # A stream that is broken before its welcome ends only with the time for it.
-            settings=replace(QUICK, welcome_timeout_s=5, **changes),
+            settings=replace(QUICK, **changes),
             rng=random.Random(7),
             **arguments,
         )
