@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TypeVar
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from router.tiers import (
     TokenUnknown,
     Unproven,
 )
+from runtime.tasks import carried_out, retrieve
 from storage.database import Pool
 from storage.errors import StorageBusy, StorageUnavailable
 from storage.reads.session import NotACopy, ReadSession, Snapshot, read_session
@@ -134,6 +135,7 @@ class DatabaseSource:
                 return await ask(session)
 
         task = asyncio.create_task(work(), name=f"{self.name} query")
+        task.add_done_callback(retrieve)
         waiting = asyncio.create_task(begun.wait())
         begin_s = min(_LONGEST_BEGIN_S, timeout_s * _BEGIN_SHARE)
         try:
@@ -143,15 +145,12 @@ class DatabaseSource:
             # A server that hangs also hangs when it is asked to cancel: whoever asked must not wait for that.
             task.cancel()
             self._abandoned.add(task)
-            task.add_done_callback(self._forget)
+            task.add_done_callback(self._abandoned.discard)
             raise StorageBusy(f"{self.name} did not begin a transaction within {begin_s:.3f} s")
         except asyncio.CancelledError:
             # Ends the statement in the database before the caller goes on; see read_session.
             task.cancel()
-            while not task.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait({task})
-            self._forget(task)
+            await carried_out(asyncio.wait({task}))
             raise
         finally:
             waiting.cancel()
@@ -211,12 +210,6 @@ class DatabaseSource:
             copy_of = self.database_id
         async with read_session(self._pool, self._tenants, tenant, timeout_s, copy_of=copy_of) as session:
             yield session
-
-    def _forget(self, task: "asyncio.Task[A]") -> None:
-        self._abandoned.discard(task)
-        if not task.cancelled():
-            # Retrieved, or asyncio logs that it never was.
-            task.exception()
 
 
 def range_cut(question: Question[A], complete_from_us: int | None, *, whole: bool = False) -> Degradation | None:

@@ -9,6 +9,7 @@ from router.breaker import Breaker
 from router.database import range_cut
 from router.plan import SourceKind, Standing
 from router.tiers import Degradation, DegradedReason, NotLoaded, Proof, Question, Requirement, Unproven
+from runtime.tasks import retrieve
 from storage.errors import QueryCanceled, StorageBusy, StorageError, StorageUnavailable
 from storage.reads.warehouse import UnknownToWarehouse
 from storage.warehouse.cancellation import Cancellation
@@ -68,8 +69,7 @@ class WarehouseSource:
         if self._measuring is None or self._measuring.done():
             loop = asyncio.get_running_loop()
             self._measuring = loop.run_in_executor(None, self._warehouse.completeness)
-            # Retrieved, or asyncio logs "exception was never retrieved" for a measurement that nobody waited for.
-            self._measuring.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            self._measuring.add_done_callback(retrieve)
         try:
             # A measurement that hangs goes on and is waited for again the next time: no second one runs beside it.
             async with asyncio.timeout(_PATIENCE_S):
@@ -112,8 +112,7 @@ class WarehouseSource:
         loop = asyncio.get_running_loop()
         thread.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended))
         work = asyncio.wrap_future(thread)
-        # Retrieved, or asyncio logs "exception was never retrieved" for a question that nobody waits for any more.
-        work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        work.add_done_callback(retrieve)
         try:
             async with asyncio.timeout(timeout_s):
                 answer, completeness = await asyncio.shield(work)

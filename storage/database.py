@@ -4,7 +4,7 @@ import asyncio
 import os
 import select
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.pq import PipelineStatus
 from psycopg_pool import AsyncConnectionPool
 
+from runtime.tasks import carried_out
 from storage.errors import StorageUnavailable, translated
 
 Connection: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
@@ -175,20 +176,6 @@ def cut(connection: Connection) -> None:
     # Closed by now, or by the other side: then there is nothing to end.
     with suppress(psycopg.OperationalError, OSError), socket.socket(fileno=os.dup(connection.fileno())) as peer:
         peer.shutdown(socket.SHUT_RDWR)
-
-
-async def carried_out(work: Coroutine[Any, Any, None]) -> None:
-    """Do work that must not be left half done: it ends first, however often the caller is cancelled meanwhile."""
-    doing = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not doing.done():
-        try:
-            await asyncio.shield(doing)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    doing.result()
-    if cancelled is not None:
-        raise cancelled
 
 
 async def _connect_anew(pool: AsyncConnectionPool[Any]) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID
 from atlasco.telemetry.v1 import ingest_pb2
 from psycopg.types.json import Jsonb
 
+from runtime.tasks import retrieve
 from storage.database import Connection, Pool
 from storage.errors import StorageDefect, translated
 from storage.model import Attribute, ValueType
@@ -109,9 +110,7 @@ class Registry:
 
     def _was_read(self, name: str, reading: "asyncio.Task[Tenant | None]") -> None:
         del self._readings[name]
-        if not reading.cancelled():
-            # Retrieved, or asyncio logs that it never was when nobody waits any more.
-            reading.exception()
+        retrieve(reading)
 
     async def _read_tenant(self, name: str) -> Tenant | None:
         known = self._known.get(name)

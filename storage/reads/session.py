@@ -11,7 +11,8 @@ from uuid import UUID
 import psycopg
 from psycopg import AsyncCursor, IsolationLevel, sql
 
-from storage.database import Connection, Pool, bounded_connection, carried_out, cut
+from runtime.tasks import carried_out, retrieve
+from storage.database import Connection, Pool, bounded_connection, cut
 from storage.errors import QueryCanceled, StorageBusy, StorageUnavailable
 from storage.reads.tenants import NO_TENANT, TenantDirectory
 from storage.reads.wire import MicrosLoader
@@ -187,9 +188,8 @@ async def _end(connection: Connection, execution: asyncio.Future[Any]) -> None:
     if not execution.done():
         cut(connection)
     await asyncio.wait({execution})
-    if not execution.cancelled():
-        # Retrieved, or asyncio logs that it never was: that it was cancelled is no news.
-        execution.exception()
+    # That it was cancelled is no news.
+    retrieve(execution)
 
 
 def _cursor(connection: Connection) -> AsyncCursor[tuple[Any, ...]]:

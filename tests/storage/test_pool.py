@@ -14,7 +14,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool
 
-from storage.database import Pool, PoolSettings, Role, carried_out, make_pool
+from runtime.tasks import carried_out
+from storage.database import Pool, PoolSettings, Role, make_pool
 from storage.relay.service import relay_pool
 from storage.rollup.service import rollup_pool
 from tests.gateway.faulty_link import FaultyLink
