@@ -27,6 +27,7 @@ from runtime.tracing import Tracing
 from storage.errors import StorageBusy, StorageError, StorageUnavailable, TransactionConflict
 from tests.gateway.faulty_link import FaultyLink
 from tests.gateway.running_gateway import RunningGateway, running_gateway
+from tests.manual_clock import ManualClock
 from tests.router.router_support import ATTRIBUTE, ask, latest, metadata, write
 from tests.storage.conftest import QUERY_LOGIN, Database
 from tests.waiting import PATIENCE_S, until
@@ -350,13 +351,6 @@ FAILED = Attempt(SourceKind.REPLICA, "replica-1", None, None, None, "down", 1, S
 NO_ROLLUP = Attempt(SourceKind.ROLLUP, "rollups of replica-1", None, None, None, "no", 1, Unproven)
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.mark.parametrize(
     ("answer", "begins", "causes"),
     [
@@ -376,16 +370,16 @@ def test_what_lasts_is_told_once(
     caplog: pytest.LogCaptureFixture, answer: Routed[None], begins: str | None, causes: dict[str, int]
 ) -> None:
     caplog.set_level(logging.INFO, "gateway")
-    clock = Clock()
+    clock = ManualClock()
     counted = AnswerMetrics(MemoryMetrics(), clock)
     for _ in range(3):
         for _ in range(20):
             counted.answered("GetLatest", "dashboard", answer)
-        clock.now += WINDOW_S
+        clock.now_s += WINDOW_S
     for _ in range(2):
         for _ in range(20):
             counted.answered("GetLatest", "dashboard", routed(SourceKind.REPLICA, "replica-1", replica=True))
-        clock.now += WINDOW_S
+        clock.now_s += WINDOW_S
     counted.answered("GetLatest", "dashboard", routed(SourceKind.REPLICA, "replica-1", replica=True))
     told = [(record.levelname, record.getMessage()) for record in caplog.records]
     if begins is None:
@@ -399,12 +393,12 @@ def test_what_lasts_is_told_once(
 
 def test_a_few_in_a_window_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gateway")
-    clock = Clock()
+    clock = ManualClock()
     episode = Episode("begins", "ends", clock)
     for _ in range(10):
         for number in range(100):
             episode.noted("now and then" if number < 5 else None)
-        clock.now += WINDOW_S
+        clock.now_s += WINDOW_S
     assert not caplog.records
 
 

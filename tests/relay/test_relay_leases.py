@@ -11,16 +11,9 @@ from storage.leases import Leases
 from storage.relay.cursor import Page, after
 from storage.relay.drain import LaneDrain, LaneLost, NotPrimary, PageLimits
 from storage.relay.service import relay_pool
+from tests.manual_clock import ManualClock
 from tests.relay.relay_support import Bench
 from tests.waiting import PATIENCE_S, until
-
-
-class ManualClock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def prepare(pool: Pool) -> None:
@@ -50,7 +43,7 @@ async def test_an_expired_lease_is_taken_over_with_a_larger_epoch(pool: Pool) ->
     await dead.open()
     old = (await dead.renew()).held[0]
     assert dead.holds(old)
-    clock.now = 0.2
+    clock.now_s = 0.2
 
     async def taken() -> bool:
         return bool((await heir.renew()).held)
@@ -67,9 +60,9 @@ async def test_a_lease_is_not_trusted_after_its_time_on_the_local_clock(pool: Po
     leases = Leases(pool, "test", 1, 10.0, "one", clock=clock)
     await leases.open()
     lease = (await leases.renew()).held[0]
-    clock.now = 9.9
+    clock.now_s = 9.9
     assert leases.holds(lease)
-    clock.now = 10.0
+    clock.now_s = 10.0
     assert not leases.holds(lease)
     await leases.renew()
     assert leases.holds(lease)

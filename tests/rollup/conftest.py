@@ -17,6 +17,7 @@ from storage.outbox import encode_outbox
 from storage.rollup.config import RollupConfig
 from storage.rollup.service import rollup_pool
 from storage.rollup.worker import Worker
+from tests.manual_clock import ManualClock
 from tests.search.fleet import TENANT, Fleet, make_fleet, moment, store_readings
 from tests.storage.conftest import Database, database, new_database, postgres, template
 
@@ -116,19 +117,9 @@ async def worker(pool: Pool, fleet: Fleet) -> Worker:
     return made
 
 
-class Clock:
-    """Goes on when it is told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 def make_worker(

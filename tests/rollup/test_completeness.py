@@ -20,7 +20,8 @@ from storage.rollup.declare import create_projection, create_rollup, drop_projec
 from storage.rollup.worker import LONGEST_READ_S, Worker
 from storage.statements import statements
 from storage.times import moment
-from tests.rollup.conftest import Clock, Write, make_worker, settle
+from tests.manual_clock import ManualClock
+from tests.rollup.conftest import Write, make_worker, settle
 from tests.search.fleet import HOUR_US, MINUTE_US, TENANT, Fleet, found
 from tests.storage.conftest import QUERY_LOGIN, Database
 
@@ -219,7 +220,7 @@ async def test_a_projection_that_is_dropped_under_a_reader_is_still_there_or_not
 
 
 async def test_a_dropped_projection_goes_when_no_read_can_know_it_any_more(
-    owner: psycopg.Connection[Any], fleet: Fleet, pool: Pool, admin_pool: Pool, clock: Clock
+    owner: psycopg.Connection[Any], fleet: Fleet, pool: Pool, admin_pool: Pool, clock: ManualClock
 ) -> None:
     worker = make_worker(pool, 1, clock=clock)
     await worker.adopt()

@@ -20,7 +20,8 @@ from storage.rollup.declare import (
 from storage.rollup.follow import LeaseLost
 from storage.rollup.rests import Rests
 from storage.rollup.worker import LONGEST_READ_S, Worker
-from tests.rollup.conftest import Clock, make_worker, settle, write_readings
+from tests.manual_clock import ManualClock
+from tests.rollup.conftest import make_worker, settle, write_readings
 from tests.rollup.test_extreme_values import DEVICE, rival
 from tests.search.fleet import HOUR_US, MINUTE_US, Fleet, found
 
@@ -35,7 +36,7 @@ def metrics() -> MemoryMetrics:
 
 
 @pytest.fixture
-async def worker(pool: Pool, fleet: Fleet, clock: Clock, metrics: MemoryMetrics) -> Worker:
+async def worker(pool: Pool, fleet: Fleet, clock: ManualClock, metrics: MemoryMetrics) -> Worker:
     made = make_worker(pool, 1, clock=clock, metrics=metrics)
     await made.adopt()
     return made
@@ -75,7 +76,7 @@ async def states(pool: Pool, *tenants: Fleet) -> list[str]:
     return [r.status.state for t in tenants for r in await list_rollups(pool, t.tenant_id)]
 
 
-def test_what_fails_again_rests_longer_and_what_succeeds_starts_over(clock: Clock) -> None:
+def test_what_fails_again_rests_longer_and_what_succeeds_starts_over(clock: ManualClock) -> None:
     rests = Rests(clock, 1.0, 5.0)
     for pause_s in (1.0, 2.0, 4.0, 5.0, 5.0):
         assert rests.is_due("a")
@@ -94,7 +95,7 @@ def test_what_fails_again_rests_longer_and_what_succeeds_starts_over(clock: Cloc
 
 @pytest.mark.parametrize("in_round", [True, False], ids=["round", "back-fill"])
 async def test_rollups_of_one_tenant_go_out_of_service_alone(
-    owner: psycopg.Connection[Any], fleet: Fleet, rival: Fleet, worker: Worker, admin_pool: Pool, clock: Clock,
+    owner: psycopg.Connection[Any], fleet: Fleet, rival: Fleet, worker: Worker, admin_pool: Pool, clock: ManualClock,
     metrics: MemoryMetrics, in_round: bool,
 ) -> None:  # fmt: skip
     hour = fleet.now_us - fleet.now_us % HOUR_US - 5 * HOUR_US
@@ -138,7 +139,7 @@ async def test_rollups_of_one_tenant_go_out_of_service_alone(
 
 
 async def test_a_projection_goes_out_of_service_alone(
-    owner: psycopg.Connection[Any], fleet: Fleet, rival: Fleet, worker: Worker, admin_pool: Pool, clock: Clock
+    owner: psycopg.Connection[Any], fleet: Fleet, rival: Fleet, worker: Worker, admin_pool: Pool, clock: ManualClock
 ) -> None:
     for tenant in (fleet, rival):
         await create_projection(admin_pool, tenant.tenant_id, "wide", ["temperature"])
@@ -279,7 +280,7 @@ async def test_what_rests_is_out_of_service_wherever_it_is_passed_over(
 
 
 async def test_a_round_that_cannot_be_finished_holds_up_nothing_else(
-    owner: psycopg.Connection[Any], fleet: Fleet, worker: Worker, admin_pool: Pool, clock: Clock,
+    owner: psycopg.Connection[Any], fleet: Fleet, worker: Worker, admin_pool: Pool, clock: ManualClock,
     metrics: MemoryMetrics, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     await settle(worker)
@@ -308,7 +309,7 @@ async def test_a_round_that_cannot_be_finished_holds_up_nothing_else(
 
 
 async def test_a_dropped_projection_that_cannot_be_removed_holds_up_nothing_else(
-    owner: psycopg.Connection[Any], fleet: Fleet, worker: Worker, admin_pool: Pool, clock: Clock,
+    owner: psycopg.Connection[Any], fleet: Fleet, worker: Worker, admin_pool: Pool, clock: ManualClock,
     metrics: MemoryMetrics,
 ) -> None:  # fmt: skip
     for name in ("first", "second"):
@@ -348,7 +349,7 @@ async def test_a_dropped_projection_that_cannot_be_removed_holds_up_nothing_else
 
 
 async def test_housekeeping_that_fails_is_not_tried_in_every_turn(
-    worker: Worker, clock: Clock, metrics: MemoryMetrics, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, clock: ManualClock, metrics: MemoryMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fails(_: object) -> None:
         raise StorageDefect("broken")

@@ -24,7 +24,8 @@ from storage.rollup.declare import (
 )
 from storage.rollup.follow import LeaseLost
 from storage.rollup.worker import LONGEST_READ_S, Worker
-from tests.rollup.conftest import Clock, Write, make_worker, settle, write_readings
+from tests.manual_clock import ManualClock
+from tests.rollup.conftest import Write, make_worker, settle, write_readings
 from tests.search.fleet import HOUR_US, MINUTE_US, Fleet, found
 
 DEVICES = ("device-0001", "device-0002", "device-0003")
@@ -235,7 +236,7 @@ async def test_the_outbox_waits_for_the_worker(
 
 
 async def test_declarations(
-    fleet: Fleet, pool: Pool, admin_pool: Pool, owner: psycopg.Connection[Any], write: Write, clock: Clock
+    fleet: Fleet, pool: Pool, admin_pool: Pool, owner: psycopg.Connection[Any], write: Write, clock: ManualClock
 ) -> None:
     worker = make_worker(pool, 1, clock=clock)
     await worker.adopt()

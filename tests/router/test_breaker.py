@@ -1,27 +1,18 @@
 """When a source is left alone, and for how long."""
 
-from dataclasses import dataclass
-
 import pytest
 
 from router.breaker import FAILURES, Breaker
-
-
-@dataclass
-class Clock:
-    now: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.manual_clock import ManualClock
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> ManualClock:
+    return ManualClock(100.0)
 
 
 @pytest.fixture
-def breaker(clock: Clock) -> Breaker:
+def breaker(clock: ManualClock) -> Breaker:
     return Breaker(clock)
 
 
@@ -65,13 +56,13 @@ def test_probes_do_not_hide_that_questions_fail(breaker: Breaker) -> None:
     assert breaker.is_open
 
 
-def test_only_a_probe_after_the_pause_closes_it(breaker: Breaker, clock: Clock) -> None:
+def test_only_a_probe_after_the_pause_closes_it(breaker: Breaker, clock: ManualClock) -> None:
     open_it(breaker)
     breaker.answered(probe=True)
-    clock.now += 0.49
+    clock.now_s += 0.49
     breaker.answered(probe=True)
     assert breaker.is_open
-    clock.now += 0.01
+    clock.now_s += 0.01
     # One that was under way when it opened.
     breaker.answered()
     assert breaker.is_open
@@ -82,17 +73,17 @@ def test_only_a_probe_after_the_pause_closes_it(breaker: Breaker, clock: Clock) 
     assert not breaker.is_open
 
 
-def test_the_pause_doubles_up_to_a_bound_while_openings_follow_each_other(breaker: Breaker, clock: Clock) -> None:
+def test_the_pause_doubles_up_to_a_bound_while_openings_follow_each_other(breaker: Breaker, clock: ManualClock) -> None:
     for pause_s in (0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0):
         open_it(breaker)
-        clock.now += pause_s - 0.01
+        clock.now_s += pause_s - 0.01
         breaker.answered(probe=True)
         assert breaker.is_open, pause_s
-        clock.now += 0.02
+        clock.now_s += 0.02
         breaker.answered(probe=True)
         assert not breaker.is_open, pause_s
-    clock.now += 11
+    clock.now_s += 11
     open_it(breaker, probe=True)
-    clock.now += 0.5
+    clock.now_s += 0.5
     breaker.answered(probe=True)
     assert not breaker.is_open

@@ -81,6 +81,14 @@ async def test_a_question_too_large_for_the_warehouse_shuts_it_to_nobody(platfor
     small.close()
 
 
+async def measured_available(source: WarehouseSource) -> None:
+    async def available() -> bool:
+        await source.measure()
+        return source.standing.available
+
+    await until(available, "the warehouse is asked again")
+
+
 class Hanging(LocalWarehouse):
     """It does not answer until it is told to."""
 
@@ -118,12 +126,7 @@ async def test_whatever_is_wrong_with_a_warehouse_it_is_left_alone_and_measured_
     assert not source.standing.available
     assert source.standing.reason == "RuntimeError: a surprise"
     broken.mended = True
-
-    async def available() -> bool:
-        await source.measure()
-        return source.standing.available
-
-    await until(available, "it is back")
+    await measured_available(source)
     source.close()
     broken.close()
 
@@ -142,12 +145,7 @@ async def test_a_warehouse_that_hangs_is_left_alone_until_it_answers(
     assert await asyncio.to_thread(hanging.began.wait, PATIENCE_S)
     assert hanging.asked == 1, "no second one is begun beside one that hangs"
     hanging.answers.set()
-
-    async def available() -> bool:
-        await source.measure()
-        return source.standing.available
-
-    await until(available, "the warehouse is asked again")
+    await measured_available(source)
     source.close()
     hanging.close()
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -12,16 +11,9 @@ from atlasco.telemetry.v1 import ingest_pb2
 from storage.errors import StorageDefect, StorageUnavailable
 from storage.model import Reason, RejectedReading, ValueType
 from storage.registry import AttributeWanted, Registry, Tenant
+from tests.manual_clock import ManualClock
 from tests.storage.conftest import Database
 from tests.storage.test_commit import Sent, Site, site_of
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -30,8 +22,8 @@ async def site(module_database: Database, request: pytest.FixtureRequest) -> Asy
         yield made
 
 
-def registry_of(site: Site, *, register_tenants: bool = False, clock: Clock | None = None) -> Registry:
-    return Registry(site.pool, register_tenants=register_tenants, clock=clock or Clock())
+def registry_of(site: Site, *, register_tenants: bool = False, clock: ManualClock | None = None) -> Registry:
+    return Registry(site.pool, register_tenants=register_tenants, clock=clock or ManualClock())
 
 
 async def known(registry: Registry, name: str) -> Tenant:
@@ -111,7 +103,7 @@ async def test_a_tenant_is_registered_once_by_two_at_once(site: Site) -> None:
 
 
 async def test_what_an_operator_changes_is_noticed_within_the_refresh(site: Site) -> None:
-    clock = Clock()
+    clock = ManualClock()
     registry = registry_of(site, clock=clock)
     before = await known(registry, site.tenant)
     [attribute] = (await registry.attributes(before, wanted("temperature"))).values()
@@ -122,13 +114,13 @@ async def test_what_an_operator_changes_is_noticed_within_the_refresh(site: Site
         site.tenant_id,
     )
     site.execute("UPDATE attributes SET keeps_latest = false WHERE tenant_id = %s", site.tenant_id)
-    clock.now = 0.9
+    clock.now_s = 0.9
     assert await known(registry, site.tenant) is before
-    clock.now = 1.1
+    clock.now_s = 1.1
     after = await known(registry, site.tenant)
     assert (after.window_past_us, after.quarantines) == (86_400_000_000, True)
     assert registry.attributes_by_id[attribute.attribute_id].keeps_latest, "ten thousand attributes, every second?"
-    clock.now = 30.1
+    clock.now_s = 30.1
     await known(registry, site.tenant)
     assert not registry.attributes_by_id[attribute.attribute_id].keeps_latest
     [again] = (await registry.attributes(after, wanted("temperature"))).values()
